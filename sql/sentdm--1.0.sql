@@ -1,0 +1,456 @@
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION sentdm" to load this file. \quit
+
+--
+-- Relations.  They live in a schema of their own, so that the functions can
+-- be put wherever the user likes.
+--
+
+CREATE SCHEMA sentdm;
+COMMENT ON SCHEMA sentdm IS 'tables and views of the sentdm extension';
+
+CREATE TABLE sentdm.messages (
+	id uuid PRIMARY KEY,
+	request jsonb NOT NULL,
+	state text NOT NULL DEFAULT 'queued'
+		CHECK (state IN ('queued', 'sending', 'accepted', 'failed', 'expired', 'cancelled', 'uncertain')),
+	priority text NOT NULL DEFAULT 'normal'
+		CHECK (priority IN ('high', 'normal', 'bulk')),
+	tag text,
+	unique_key text,
+	profile_id uuid,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	created_by name NOT NULL DEFAULT CURRENT_USER,
+	send_at timestamptz,
+	expires_at timestamptz,
+	generation integer NOT NULL DEFAULT 1,
+	attempts integer NOT NULL DEFAULT 0,
+	finished_at timestamptz,
+	http_status integer,
+	error_code text,
+	error text,
+	request_id text
+);
+CREATE UNIQUE INDEX messages_unique_key ON sentdm.messages (unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX messages_tag ON sentdm.messages (tag) WHERE tag IS NOT NULL;
+CREATE INDEX messages_problem ON sentdm.messages (id) WHERE state IN ('failed', 'uncertain');
+
+COMMENT ON TABLE sentdm.messages IS 'one row per message, kept until the retention time is over';
+COMMENT ON COLUMN sentdm.messages.id IS 'UUID version 7; part of the Idempotency-Key';
+COMMENT ON COLUMN sentdm.messages.request IS 'exactly what is POSTed to the API';
+COMMENT ON COLUMN sentdm.messages.state IS 'queued until the outcome is stored; then accepted, failed, expired, cancelled or uncertain';
+COMMENT ON COLUMN sentdm.messages.unique_key IS 'the caller''s own key: a second message with the same key is not sent';
+COMMENT ON COLUMN sentdm.messages.generation IS 'part of the Idempotency-Key; only a deliberate sentdm_retry() raises it';
+COMMENT ON COLUMN sentdm.messages.attempts IS 'requests made that Sent may have looked at';
+COMMENT ON COLUMN sentdm.messages.request_id IS 'Sent''s id of the answered request, for its support';
+
+CREATE TABLE sentdm.outbox (
+	message_id uuid NOT NULL,
+	part integer NOT NULL DEFAULT 0,
+	priority text NOT NULL COLLATE "C",
+	due_at timestamptz NOT NULL,
+	expires_at timestamptz,
+	recipients text[],
+	sandbox boolean NOT NULL DEFAULT false,
+	attempts integer NOT NULL DEFAULT 0,
+	crashes integer NOT NULL DEFAULT 0,
+	claimed_at timestamptz,
+	ambiguous_since timestamptz,
+	first_tried_at timestamptz,
+	http_status integer,
+	error_code text,
+	error text,
+	PRIMARY KEY (message_id, part)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000,
+		autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 50000);
+CREATE INDEX outbox_due ON sentdm.outbox (priority, due_at);
+
+COMMENT ON TABLE sentdm.outbox IS 'one row per request that still has to be made; empty when there is no work';
+COMMENT ON COLUMN sentdm.outbox.part IS '0, or the number of a part of a request that was split';
+COMMENT ON COLUMN sentdm.outbox.due_at IS 'not before this time';
+COMMENT ON COLUMN sentdm.outbox.recipients IS 'the recipients of this part; NULL: all of the request';
+COMMENT ON COLUMN sentdm.outbox.crashes IS 'how often the worker died while it held this row';
+COMMENT ON COLUMN sentdm.outbox.claimed_at IS 'when the worker took it; NULL while it waits';
+COMMENT ON COLUMN sentdm.outbox.ambiguous_since IS 'start of the first attempt whose outcome is unknown';
+COMMENT ON COLUMN sentdm.outbox.first_tried_at IS 'start of the first attempt; sentdm.give_up_after counts from here';
+
+CREATE TABLE sentdm.deliveries (
+	sent_id uuid UNIQUE,
+	message_id uuid,
+	recipient text,
+	channel text,
+	status text NOT NULL,
+	status_at timestamptz,
+	reason_code text,
+	reason text,
+	price numeric
+) WITH (fillfactor = 85);
+CREATE INDEX deliveries_message_id ON sentdm.deliveries (message_id);
+
+COMMENT ON TABLE sentdm.deliveries IS 'one row per recipient and channel, as Sent tracks it';
+COMMENT ON COLUMN sentdm.deliveries.sent_id IS 'the API''s message_id; NULL for a recipient that was refused';
+COMMENT ON COLUMN sentdm.deliveries.message_id IS 'our message; NULL while it is not known, or when it was sent elsewhere';
+COMMENT ON COLUMN sentdm.deliveries.status IS 'queued, scheduled, routed, sent, delivered, read, failed, filtered, blocked, cancelled, or what Sent invents next';
+COMMENT ON COLUMN sentdm.deliveries.status_at IS 'Sent''s time of the last status that was applied; NULL before the first receipt';
+
+CREATE TABLE sentdm.events (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	event text,
+	sent_id uuid,
+	occurred_at timestamptz,
+	received_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	payload jsonb,
+	raw bytea,
+	reason text,
+	duplicates integer NOT NULL DEFAULT 0,
+	late boolean NOT NULL DEFAULT false,
+	webhook_id text,
+	dedupe_key bytea NOT NULL UNIQUE
+);
+CREATE INDEX events_sent_id ON sentdm.events (sent_id) WHERE sent_id IS NOT NULL;
+CREATE INDEX events_inbound ON sentdm.events (received_at) WHERE event = 'message.received';
+
+COMMENT ON TABLE sentdm.events IS 'every authentic webhook event, as it was received';
+COMMENT ON COLUMN sentdm.events.payload IS 'the whole envelope; NULL when it is not JSON that can be stored';
+COMMENT ON COLUMN sentdm.events.raw IS 'the bytes received, when payload could not be stored';
+COMMENT ON COLUMN sentdm.events.reason IS 'why only the raw bytes are kept';
+COMMENT ON COLUMN sentdm.events.duplicates IS 'how often the same event came again';
+COMMENT ON COLUMN sentdm.events.late IS 'older than sentdm.webhook_tolerance when it arrived';
+COMMENT ON COLUMN sentdm.events.dedupe_key IS 'hash of the signed content that tells this event from others';
+
+CREATE TABLE sentdm.webhook_secrets (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	webhook_id uuid,
+	secret text NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	valid_until timestamptz
+);
+-- A policy-less row security keeps even pg_read_all_data away.
+ALTER TABLE sentdm.webhook_secrets ENABLE ROW LEVEL SECURITY;
+ALTER TABLE sentdm.webhook_secrets FORCE ROW LEVEL SECURITY;
+COMMENT ON TABLE sentdm.webhook_secrets IS 'signing secrets of webhooks; readable by nobody, never dumped';
+
+CREATE TABLE sentdm.sender (
+	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	system_identifier bigint NOT NULL,
+	database_oid oid NOT NULL,
+	cluster_name text NOT NULL,
+	environment text NOT NULL,
+	server_version integer NOT NULL,
+	timeline integer NOT NULL,
+	enabled boolean NOT NULL,
+	enabled_at timestamptz NOT NULL,
+	enabled_by name NOT NULL,
+	paused_at timestamptz,
+	pause_kind text,
+	pause_reason text,
+	probe_at timestamptz,
+	paused_key bigint,
+	held bigint NOT NULL DEFAULT 0
+);
+COMMENT ON TABLE sentdm.sender IS 'who this database is, and whether it may send; at most one row; never dumped, so that a copy does not send';
+COMMENT ON COLUMN sentdm.sender.pause_kind IS 'user, or what made the worker pause: credentials, forbidden, suspended, balance, quota, certificate';
+COMMENT ON COLUMN sentdm.sender.held IS 'messages from before the last sentdm_enable() that it left on hold';
+COMMENT ON COLUMN sentdm.sender.paused_key IS 'hash of the API key at that time: a changed key is tried once';
+COMMENT ON COLUMN sentdm.sender.probe_at IS 'when the worker tries again by itself; NULL: only after sentdm_resume() or a changed key';
+
+-- What a dump carries: the record, never the queue, the secrets or the identity.
+SELECT pg_catalog.pg_extension_config_dump('sentdm.messages', '');
+SELECT pg_catalog.pg_extension_config_dump('sentdm.deliveries', '');
+SELECT pg_catalog.pg_extension_config_dump('sentdm.events', '');
+SELECT pg_catalog.pg_extension_config_dump('sentdm.events_id_seq', '');
+
+--
+-- What the functions below stand on.  Not for users.
+--
+
+CREATE FUNCTION sentdm.worker_report(
+	OUT preloaded boolean, OUT launcher boolean, OUT enabled boolean, OUT pid integer,
+	OUT started_at timestamptz, OUT in_flight integer, OUT answered_at timestamptz,
+	OUT http_status integer, OUT error_code text, OUT clock_skew_ms bigint, OUT trouble text)
+RETURNS record
+AS 'MODULE_PATHNAME', 'sentdm_worker_report' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+REVOKE ALL ON FUNCTION sentdm.worker_report() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.worker_report() IS 'internal: what the worker of this database says of itself';
+
+CREATE FUNCTION sentdm.counters(OUT name text, OUT value bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'sentdm_counters' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+REVOKE ALL ON FUNCTION sentdm.counters() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.counters() IS 'internal: counters of this database since the server started';
+
+CREATE FUNCTION sentdm.credentials_trouble() RETURNS text
+AS 'MODULE_PATHNAME', 'sentdm_credentials_trouble' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+REVOKE ALL ON FUNCTION sentdm.credentials_trouble() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.credentials_trouble() IS 'internal: what is wrong with the API key or the base URL; NULL: nothing';
+
+CREATE FUNCTION sentdm.webhook_secret_set() RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_webhook_secret_set' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+REVOKE ALL ON FUNCTION sentdm.webhook_secret_set() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.webhook_secret_set() IS 'internal: is sentdm.webhook_secret set?';
+
+CREATE FUNCTION sentdm.fence() RETURNS text
+AS 'MODULE_PATHNAME', 'sentdm_fence' LANGUAGE C VOLATILE PARALLEL RESTRICTED
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm.fence() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.fence() IS 'internal: why this database must not send; NULL: it may';
+
+--
+-- Sending
+--
+
+CREATE FUNCTION sentdm_send(
+	recipient text, template text DEFAULT NULL, parameters jsonb DEFAULT NULL, body text DEFAULT NULL,
+	channels text[] DEFAULT NULL, send_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
+	priority text DEFAULT 'normal', unique_key text DEFAULT NULL, tag text DEFAULT NULL,
+	profile_id uuid DEFAULT NULL, sandbox boolean DEFAULT NULL, extra jsonb DEFAULT NULL)
+RETURNS uuid
+AS 'MODULE_PATHNAME', 'sentdm_send' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_send(text, text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_send(text, text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb)
+IS 'send a message to one recipient when this transaction commits; returns its id';
+
+CREATE FUNCTION sentdm_send(
+	recipients text[], template text DEFAULT NULL, parameters jsonb DEFAULT NULL, body text DEFAULT NULL,
+	channels text[] DEFAULT NULL, send_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
+	priority text DEFAULT 'normal', unique_key text DEFAULT NULL, tag text DEFAULT NULL,
+	profile_id uuid DEFAULT NULL, sandbox boolean DEFAULT NULL, extra jsonb DEFAULT NULL)
+RETURNS SETOF uuid
+AS 'MODULE_PATHNAME', 'sentdm_send_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_send(text[], text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_send(text[], text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb)
+IS 'send the same message to many recipients when this transaction commits; returns one id per 1,000 of them';
+
+CREATE FUNCTION sentdm_send_batch(requests jsonb)
+RETURNS TABLE (ordinal integer, message_id uuid, error text)
+AS 'MODULE_PATHNAME', 'sentdm_send_batch' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_send_batch(jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_send_batch(jsonb)
+IS 'send an array of messages, each an object keyed by the arguments of sentdm_send(); a bad one yields its error, the others are sent';
+
+CREATE FUNCTION sentdm_cancel(message_id uuid) RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_cancel' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_cancel(uuid) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_cancel(uuid) IS 'true: the message will never be sent; false: it is too late';
+
+CREATE FUNCTION sentdm_retry(message_id uuid) RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_retry' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_retry(uuid) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_retry(uuid)
+IS 'send a failed, expired, cancelled or uncertain message again, deliberately, under a new key; false: it is in no such state';
+
+--
+-- Operating
+--
+
+CREATE FUNCTION sentdm_enable(pending text DEFAULT 'hold') RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_enable' LANGUAGE C VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_enable(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_enable(text)
+IS 'start sending from this database; pending (hold, send or discard) decides on messages that a copy carries';
+
+CREATE FUNCTION sentdm_disable() RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_disable' LANGUAGE C VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_disable() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_disable() IS 'stop the worker and leave the database free to be dropped';
+
+CREATE FUNCTION sentdm_pause(reason text DEFAULT NULL) RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_pause' LANGUAGE C VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_pause(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_pause(text) IS 'hold the queue of this database; messages can still be enqueued';
+
+CREATE FUNCTION sentdm_resume() RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_resume' LANGUAGE C VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_resume() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_resume() IS 'release the queue, also from a pause that the worker made itself';
+
+--
+-- Views
+--
+
+CREATE VIEW sentdm.status AS
+SELECT m.id AS message_id,
+	r.recipient,
+	r.channel,
+	CASE WHEN r.refused THEN r.status
+		WHEN m.state = 'queued' AND o.claimed THEN 'sending'
+		ELSE m.state END AS state,
+	r.status,
+	r.status_at,
+	coalesce(r.reason_code, m.error_code, o.error_code) AS error_code,
+	coalesce(r.reason, m.error, o.error) AS error,
+	coalesce(o.attempts, m.attempts) AS attempts,
+	m.tag,
+	m.created_at,
+	m.send_at,
+	m.finished_at,
+	r.sent_id,
+	r.price
+FROM sentdm.messages m
+LEFT JOIN LATERAL (
+	SELECT bool_or(o.claimed_at IS NOT NULL) AS claimed, max(o.attempts) AS attempts,
+		max(o.error_code) AS error_code, max(o.error) AS error
+	FROM sentdm.outbox o WHERE o.message_id = m.id) o ON m.state = 'queued'
+CROSS JOIN LATERAL (
+	SELECT d.recipient, d.channel, d.status, d.status_at, d.reason_code, d.reason, d.sent_id, d.price,
+		d.sent_id IS NULL AS refused
+	FROM sentdm.deliveries d WHERE d.message_id = m.id
+	UNION ALL
+	SELECT t.recipient, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false
+	FROM pg_catalog.jsonb_array_elements_text(m.request -> 'to') AS t(recipient)
+	WHERE NOT EXISTS (SELECT FROM sentdm.deliveries d WHERE d.message_id = m.id AND d.recipient = t.recipient)
+) AS r;
+COMMENT ON VIEW sentdm.status IS 'one row per recipient (and channel) of a message, from enqueue to receipt';
+COMMENT ON COLUMN sentdm.status.state IS 'what became of our request: queued, sending, accepted, failed, expired, cancelled, uncertain';
+COMMENT ON COLUMN sentdm.status.status IS 'what Sent last said about this recipient; NULL before it was accepted';
+
+CREATE VIEW sentdm.progress AS
+WITH sent AS (
+	SELECT m.tag, m.id, m.state, m.created_at, m.finished_at,
+		pg_catalog.jsonb_array_length(m.request -> 'to') AS recipients
+	FROM sentdm.messages m WHERE m.tag IS NOT NULL
+), by_message AS (
+	SELECT tag, sum(recipients) AS total,
+		coalesce(sum(recipients) FILTER (WHERE state = 'queued'), 0) AS queued,
+		coalesce(sum(recipients) FILTER (WHERE state IN ('failed', 'expired', 'cancelled', 'uncertain')), 0) AS not_sent,
+		coalesce(sum(recipients) FILTER (WHERE finished_at > pg_catalog.now() - interval '1 minute'), 0) AS last_minute,
+		greatest(extract(epoch FROM least(pg_catalog.now() - min(created_at), interval '1 minute')), 1) AS seconds
+	FROM sent GROUP BY tag
+), by_delivery AS (
+	SELECT s.tag,
+		count(DISTINCT d.recipient) FILTER (WHERE d.sent_id IS NOT NULL) AS accepted,
+		count(*) FILTER (WHERE d.status IN ('delivered', 'read')) AS delivered,
+		count(*) FILTER (WHERE d.status IN ('failed', 'filtered', 'blocked', 'cancelled', 'expired', 'uncertain')) AS failed
+	FROM sent s JOIN sentdm.deliveries d ON d.message_id = s.id GROUP BY s.tag
+)
+SELECT m.tag, m.total, m.queued,
+	coalesce(d.accepted, 0) AS accepted,
+	coalesce(d.delivered, 0) AS delivered,
+	m.not_sent + coalesce(d.failed, 0) AS failed,
+	pg_catalog.round(100.0 * (m.total - m.queued) / m.total, 1) AS percent,
+	pg_catalog.round((60 * m.last_minute / m.seconds)::numeric, 0) AS rate_per_minute,
+	CASE WHEN m.queued > 0 AND m.last_minute > 0
+		THEN pg_catalog.now() + m.queued / (m.last_minute / m.seconds) * interval '1 second' END AS eta
+FROM by_message m LEFT JOIN by_delivery d USING (tag);
+COMMENT ON VIEW sentdm.progress IS 'one row per tag: how far a campaign is, counted in recipients';
+COMMENT ON COLUMN sentdm.progress.percent IS 'share that is not waiting any more';
+COMMENT ON COLUMN sentdm.progress.eta IS 'when the queue will be empty at the rate of the last minute; NULL when nothing moves';
+
+CREATE VIEW sentdm.problems AS
+SELECT m.state AS problem, m.id AS message_id, m.finished_at AS since, m.error_code, m.error AS detail,
+	CASE m.state WHEN 'uncertain' THEN pg_catalog.format('Sent may have accepted it. To send it again all the same: SELECT sentdm_retry(%L);', m.id)
+		ELSE pg_catalog.format('To send it again: SELECT sentdm_retry(%L);', m.id) END AS hint
+FROM sentdm.messages m WHERE m.state IN ('failed', 'uncertain')
+UNION ALL
+SELECT 'paused', NULL, s.paused_at, s.pause_kind, s.pause_reason,
+	CASE s.pause_kind WHEN 'user' THEN 'To go on: SELECT sentdm_resume();'
+		ELSE 'Put it right, then: SELECT sentdm_resume();' END
+FROM sentdm.sender s WHERE s.paused_at IS NOT NULL
+UNION ALL
+SELECT 'fenced', NULL, NULL, NULL, f.reason, 'If this database is to send: SELECT sentdm_enable();'
+FROM sentdm.fence() AS f(reason) WHERE f.reason IS NOT NULL
+UNION ALL
+SELECT 'held', NULL, s.enabled_at, NULL, pg_catalog.format('%s messages from before sentdm_enable() are on hold', s.held),
+	'SELECT sentdm_enable(''send''); or SELECT sentdm_enable(''discard'');'
+FROM sentdm.sender s WHERE s.held > 0
+UNION ALL
+SELECT 'not enabled', NULL, NULL, NULL, 'sending is not enabled in this database', 'SELECT sentdm_enable();'
+WHERE NOT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled);
+COMMENT ON VIEW sentdm.problems IS 'what a person must look at, with the command that helps';
+
+CREATE VIEW sentdm.stat_worker AS
+SELECT r.pid, r.started_at, r.in_flight, r.answered_at, r.http_status, r.error_code, r.clock_skew_ms, r.trouble,
+	c.requests, c.accepted, c.retried, c.failed, c.expired, c.uncertain, c.rate_limited, c.unreached, c.pauses, c.rescued
+FROM sentdm.worker_report() r,
+	(SELECT pg_catalog.max(value) FILTER (WHERE name = 'requests') AS requests,
+		pg_catalog.max(value) FILTER (WHERE name = 'accepted') AS accepted,
+		pg_catalog.max(value) FILTER (WHERE name = 'retried') AS retried,
+		pg_catalog.max(value) FILTER (WHERE name = 'failed') AS failed,
+		pg_catalog.max(value) FILTER (WHERE name = 'expired') AS expired,
+		pg_catalog.max(value) FILTER (WHERE name = 'uncertain') AS uncertain,
+		pg_catalog.max(value) FILTER (WHERE name = 'rate_limited') AS rate_limited,
+		pg_catalog.max(value) FILTER (WHERE name = 'unreached') AS unreached,
+		pg_catalog.max(value) FILTER (WHERE name = 'pauses') AS pauses,
+		pg_catalog.max(value) FILTER (WHERE name = 'rescued') AS rescued
+	FROM sentdm.counters()) c;
+COMMENT ON VIEW sentdm.stat_worker IS 'the worker of this database and its counters since the server started; no personal data';
+
+CREATE VIEW sentdm.stat_outbox AS
+SELECT p.priority,
+	count(o.message_id) AS queued,
+	count(o.message_id) FILTER (WHERE o.due_at <= pg_catalog.now() AND o.claimed_at IS NULL) AS due,
+	count(o.claimed_at) AS claimed,
+	count(o.message_id) FILTER (WHERE o.ambiguous_since IS NOT NULL AND o.claimed_at IS NULL) AS ambiguous,
+	coalesce(extract(epoch FROM pg_catalog.now() - min(o.due_at) FILTER (WHERE o.due_at <= pg_catalog.now())), 0) AS oldest_due_seconds
+FROM (VALUES (1, 'high'), (2, 'normal'), (3, 'bulk')) AS p(n, priority)
+LEFT JOIN sentdm.outbox o ON o.priority = p.priority
+GROUP BY p.n, p.priority ORDER BY p.n;
+COMMENT ON VIEW sentdm.stat_outbox IS 'the queue by priority; no personal data';
+
+CREATE VIEW sentdm.stat_webhook AS
+SELECT pg_catalog.max(value) FILTER (WHERE name = 'events') AS events,
+	pg_catalog.max(value) FILTER (WHERE name = 'events_duplicate') AS duplicate,
+	pg_catalog.max(value) FILTER (WHERE name = 'events_late') AS late,
+	pg_catalog.max(value) FILTER (WHERE name = 'events_raw') AS raw,
+	pg_catalog.max(value) FILTER (WHERE name = 'events_rejected') AS rejected
+FROM sentdm.counters();
+COMMENT ON VIEW sentdm.stat_webhook IS 'webhook events since the server started; no personal data';
+
+GRANT USAGE ON SCHEMA sentdm TO pg_monitor;
+GRANT SELECT ON sentdm.stat_worker, sentdm.stat_outbox, sentdm.stat_webhook TO pg_monitor;
+-- A view's functions are called with the rights of whoever reads it.
+GRANT EXECUTE ON FUNCTION sentdm.worker_report(), sentdm.counters() TO pg_monitor;
+
+CREATE FUNCTION sentdm_health()
+RETURNS TABLE (name text, ok boolean, detail text)
+LANGUAGE sql VOLATILE PARALLEL RESTRICTED
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+WITH r AS (SELECT * FROM sentdm.worker_report()),
+s AS (SELECT s.* FROM (VALUES (1)) AS one LEFT JOIN sentdm.sender s ON true),
+q AS (SELECT sum(queued) AS queued, sum(due) AS due, max(oldest_due_seconds) AS age FROM sentdm.stat_outbox)
+SELECT 'library', r.preloaded,
+	CASE WHEN r.preloaded THEN 'preloaded' ELSE 'not preloaded: add sentdm to shared_preload_libraries and restart' END FROM r
+UNION ALL
+SELECT 'launcher', r.launcher, CASE WHEN r.launcher THEN 'running' ELSE 'not running' END FROM r
+UNION ALL
+SELECT 'enabled', coalesce(s.enabled, false),
+	CASE WHEN s.enabled THEN format('since %s by %s', s.enabled_at, s.enabled_by) ELSE 'not enabled: run sentdm_enable()' END FROM s
+UNION ALL
+SELECT 'fence', f.reason IS NULL, coalesce(f.reason, 'this is the database that was enabled') FROM sentdm.fence() AS f(reason)
+UNION ALL
+SELECT 'mode', current_setting('sentdm.mode') <> 'hold', current_setting('sentdm.mode')
+UNION ALL
+SELECT 'credentials', c.trouble IS NULL, coalesce(c.trouble, 'an API key is set') FROM sentdm.credentials_trouble() AS c(trouble)
+UNION ALL
+SELECT 'pause', s.paused_at IS NULL, CASE WHEN s.paused_at IS NULL THEN 'not paused'
+	ELSE concat_ws(': ', format('paused since %s (%s)', s.paused_at, s.pause_kind), s.pause_reason) END FROM s
+UNION ALL
+SELECT 'worker', r.trouble IS NULL, coalesce(r.trouble,
+	CASE WHEN r.pid IS NULL THEN 'resting' ELSE format('pid %s, %s in flight', r.pid, r.in_flight) END) FROM r
+UNION ALL
+SELECT 'api', coalesce(r.http_status < 500 AND r.http_status NOT IN (401, 403, 429), true),
+	CASE WHEN r.answered_at IS NULL THEN 'no answer yet'
+		ELSE format('answered %s%s at %s', r.http_status, ' ' || r.error_code, r.answered_at) END FROM r
+UNION ALL
+SELECT 'clock', coalesce(abs(r.clock_skew_ms) < 60000, true),
+	CASE WHEN r.clock_skew_ms IS NULL THEN 'not compared yet'
+		ELSE format('%s s from Sent''s', round(r.clock_skew_ms / 1000.0)) END FROM r
+UNION ALL
+SELECT 'backlog', q.age < 60, format('%s queued, %s due, oldest due for %s s', q.queued, q.due, round(q.age)) FROM q
+UNION ALL
+SELECT 'problems', count(*) = 0, format('%s messages failed or are uncertain', count(*))
+FROM sentdm.messages m WHERE m.state IN ('failed', 'uncertain')
+UNION ALL
+SELECT 'webhook secret', count(*) > 0 OR sentdm.webhook_secret_set(),
+	CASE WHEN count(*) > 0 OR sentdm.webhook_secret_set() THEN 'set' ELSE 'none: receipts cannot be verified; see sentdm_set_webhook_secret()' END
+FROM sentdm.webhook_secrets w WHERE w.valid_until IS NULL OR w.valid_until > now()
+$$;
+REVOKE ALL ON FUNCTION sentdm_health() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? one row a check';

@@ -1,0 +1,49 @@
+/*
+ * compat.h
+ *		Differences between PostgreSQL versions, and nothing else.
+ */
+#ifndef SENTDM_COMPAT_H
+#define SENTDM_COMPAT_H
+
+#if PG_VERSION_NUM < 150000
+#error "sentdm needs PostgreSQL 15 or later"
+#endif
+
+/* 16 moved memory of settings from plain malloc() to a context of its own. */
+#if PG_VERSION_NUM >= 160000
+#define sentdm_guc_alloc(size) guc_malloc(LOG, size)
+#define sentdm_guc_strdup(s) guc_strdup(LOG, s)
+#define sentdm_guc_free(p) guc_free(p)
+#else
+#define sentdm_guc_alloc(size) malloc(size)
+#define sentdm_guc_strdup(s) strdup(s)
+#define sentdm_guc_free(p) free(p)
+#endif
+
+/* 17 replaced backend ids by proc numbers and made events of a set explicit. */
+#if PG_VERSION_NUM >= 170000
+#define SentdmCreateWaitEventSet(n) CreateWaitEventSet(CurrentResourceOwner, n)
+#define sentdm_proc_number() MyProcNumber
+#else
+#define SentdmCreateWaitEventSet(n) CreateWaitEventSet(TopMemoryContext, n)
+#define sentdm_proc_number() (MyProc->pgprocno)
+#endif
+
+/* 16 lets callbacks of the JSON parser stop it; 17 lets its state live elsewhere. */
+#if PG_VERSION_NUM >= 160000
+#define SENTDM_JSON_CALLBACK JsonParseErrorType
+#define SENTDM_JSON_GO_ON return JSON_SUCCESS
+#else
+#define SENTDM_JSON_CALLBACK void
+#define SENTDM_JSON_GO_ON return
+#endif
+
+#if PG_VERSION_NUM >= 170000
+#define sentdm_json_lexer(text, length) \
+	makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
+#else
+#define sentdm_json_lexer(text, length) \
+	makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
+#endif
+
+#endif							/* SENTDM_COMPAT_H */

@@ -1,0 +1,34 @@
+/*
+ * control.h
+ *		sentdm.sender: who this database is, and whether it may send.
+ */
+#ifndef SENTDM_CONTROL_H
+#define SENTDM_CONTROL_H
+
+#include "request.h"
+
+typedef struct SentdmSender
+{
+	bool		installed;		/* the extension is there */
+	bool		enabled;		/* sentdm_enable() was called, and sentdm_disable() not since */
+	const char *fence;			/* static text why this database must not send; NULL: it may */
+	SentdmPause pause;
+	int64_t		probe_after_ms; /* from now; -1: only after a person acted */
+	int64_t		key_hash;		/* of the API key that was in force when it paused */
+} SentdmSender;
+
+/* Both need a transaction. */
+extern void sentdm_sender_read(SentdmSender *sender);
+
+/*
+ * Store a pause that the worker makes, unless a person paused already.
+ * probe_after_ms: -1: only after a person acted.  key_hash tells a later worker
+ * whether the key has changed since.
+ */
+extern void sentdm_sender_pause(SentdmPause pause, const char *reason, int64_t probe_after_ms,
+								int64_t key_hash);
+
+/* Remove a pause that the worker made itself: a request went well. */
+extern void sentdm_sender_unpause(void);
+
+#endif							/* SENTDM_CONTROL_H */

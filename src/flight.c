@@ -1,0 +1,365 @@
+/*
+ * flight.c
+ *		The messages in a worker's hands: from the claim to the outcome.
+ *
+ * No SQL here and no waiting: worker.c calls in between its transactions.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "portability/instr_time.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "flight.h"
+#include "sentdm.h"
+
+#define UNIX_EPOCH_US ((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+/* What an answer may need beyond its ids: the envelope, and the body of each copy. */
+#define ANSWER_BASE (64 * 1024)
+#define ANSWER_PER_COPY 1024
+#define ANSWER_LIMIT (64 * 1024 * 1024)
+
+static int64
+monotonic_us(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+static int64
+age_ms(TimestampTz since, TimestampTz now)
+{
+	return since == 0 ? -1 : Max((now - since) / 1000, 0);
+}
+
+static SentdmAttempt
+attempt_of(const SentdmMessage *message, TimestampTz now)
+{
+	SentdmAttempt attempt;
+
+	attempt.recipients = message->recipients;
+	attempt.attempts = message->attempts;
+	attempt.crashes = message->crashes;
+	attempt.tried_ms = age_ms(message->first_tried_at, now);
+	attempt.ambiguous_ms = age_ms(message->ambiguous_since, now);
+	attempt.expires_ms = message->expires_at == DT_NOEND ? INT64_MAX :
+		(message->expires_at - now) / 1000;
+	return attempt;
+}
+
+static SentdmOutcome *
+add_outcome(SentdmFlight *flight, SentdmMessage *message, const SentdmDecision *decision)
+{
+	SentdmOutcome *outcome;
+
+	if (flight->n_outcomes == flight->max_outcomes)
+	{
+		flight->max_outcomes = Max(64, flight->max_outcomes * 2);
+		if (flight->outcomes == NULL)
+			flight->outcomes = MemoryContextAlloc(flight->memory,
+												  flight->max_outcomes * sizeof(SentdmOutcome));
+		else
+			flight->outcomes = repalloc(flight->outcomes,
+										flight->max_outcomes * sizeof(SentdmOutcome));
+	}
+	outcome = &flight->outcomes[flight->n_outcomes++];
+	memset(outcome, 0, sizeof(*outcome));
+	outcome->message = message;
+	outcome->decision = *decision;
+	return outcome;
+}
+
+static void
+count_outcome(SentdmFlight *flight, SentdmAction action)
+{
+	switch (action)
+	{
+		case SENTDM_DO_ACCEPT:
+			sentdm_count(flight->slot, SENTDM_COUNT_ACCEPTED, 1);
+			break;
+		case SENTDM_DO_RETRY:
+		case SENTDM_DO_SPLIT:
+			sentdm_count(flight->slot, SENTDM_COUNT_RETRIED, 1);
+			break;
+		case SENTDM_DO_FAIL:
+			sentdm_count(flight->slot, SENTDM_COUNT_FAILED, 1);
+			break;
+		case SENTDM_DO_EXPIRE:
+			sentdm_count(flight->slot, SENTDM_COUNT_EXPIRED, 1);
+			break;
+		case SENTDM_DO_UNCERTAIN:
+			sentdm_count(flight->slot, SENTDM_COUNT_UNCERTAIN, 1);
+			break;
+		case SENTDM_DO_SEND:
+			break;
+	}
+}
+
+static size_t
+largest_answer(const SentdmMessage *message)
+{
+	uint64		per_copy = ANSWER_PER_COPY + 2 * (uint64) strlen(message->body) / message->recipients;
+
+	return (size_t) Min(ANSWER_BASE + message->copies * per_copy, ANSWER_LIMIT);
+}
+
+static bool
+post(SentdmFlight *flight, const SentdmMessage *message, SentdmMessage *kept)
+{
+	SentdmHttpRequest request;
+	char		key[80];
+	char	   *id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&message->id)));
+
+	if (message->part == 0)
+		snprintf(key, sizeof(key), "sentdm-%s-%d", id, message->generation);
+	else
+		snprintf(key, sizeof(key), "sentdm-%s-%d-%d", id, message->generation, message->part);
+	memset(&request, 0, sizeof(request));
+	request.method = "POST";
+	request.path = "/v3/messages";
+	request.api_key = flight->api_key;
+	request.idempotency_key = key;
+	request.profile_id = message->profile_id[0] ? message->profile_id : NULL;
+	request.body = message->body;
+	request.body_length = strlen(message->body);
+	request.max_answer = largest_answer(message);
+	request.deadline_unix_us = message->expires_at == DT_NOEND ? INT64_MAX :
+		message->expires_at + UNIX_EPOCH_US;
+	request.tag = kept;
+	pfree(id);
+	return sentdm_http_submit(flight->http, &request);
+}
+
+/* An outcome without a request having been made. */
+static void
+end_unsent(SentdmFlight *flight, SentdmMessage *message, const SentdmDecision *decision)
+{
+	(void) add_outcome(flight, message, decision);
+	count_outcome(flight, decision->action);
+}
+
+/* libcurl has a copy of the body; an outcome needs the rest only. */
+static SentdmMessage *
+keep_message(SentdmFlight *flight, const SentdmMessage *message)
+{
+	SentdmMessage *kept = MemoryContextAlloc(flight->memory, sizeof(SentdmMessage));
+
+	*kept = *message;
+	kept->body = NULL;
+	return kept;
+}
+
+/* Not even handed to libcurl: out of memory, most likely. */
+static void
+not_submitted(SentdmFlight *flight, SentdmMessage *kept, const SentdmAttempt *attempt)
+{
+	SentdmReply reply;
+	SentdmDecision decision;
+
+	memset(&reply, 0, sizeof(reply));
+	reply.transport = SENTDM_NOT_REACHED;
+	reply.retry_after_ms = -1;
+	decision = sentdm_drain_finished(&flight->drain, attempt, &reply, monotonic_us(),
+									 (int64) time(NULL));
+	end_unsent(flight, kept, &decision);
+}
+
+void
+sentdm_flight_submit(SentdmFlight *flight, const SentdmMessage *message)
+{
+	SentdmAttempt attempt = attempt_of(message, GetCurrentTimestamp());
+	SentdmDecision decision = sentdm_drain_admit(&flight->drain, &attempt);
+	SentdmMessage *kept = keep_message(flight, message);
+
+	if (message->body == NULL)
+	{
+		/* The message was deleted by hand: so is its place in the queue. */
+		decision.action = SENTDM_DO_FAIL;
+		decision.error_code = "deleted";
+	}
+	if (decision.action != SENTDM_DO_SEND)
+	{
+		end_unsent(flight, kept, &decision);
+		return;
+	}
+	sentdm_drain_started(&flight->drain, message->recipients, monotonic_us());
+	if (!post(flight, message, kept))
+	{
+		not_submitted(flight, kept, &attempt);
+		return;
+	}
+	flight->under_way++;
+	sentdm_count(flight->slot, SENTDM_COUNT_REQUESTS, 1);
+}
+
+static void
+note_answer(SentdmFlight *flight, const SentdmHttpResult *result, const SentdmAnswer *answer)
+{
+	SentdmWorkerReport *report = &flight->report;
+
+	if (result->transport != SENTDM_ANSWERED)
+		return;
+	report->answered_at = GetCurrentTimestamp();
+	report->http_status = result->http_status;
+	strlcpy(report->error_code, answer->error_code, sizeof(report->error_code));
+	if (result->date_unix != 0)
+	{
+		/* The header has whole seconds: half a second is no skew. */
+		report->clock_skew_ms = (result->date_unix - (int64) time(NULL)) * 1000;
+		report->clock_known = true;
+	}
+}
+
+static SentdmReply
+reply_of(const SentdmHttpResult *result, const SentdmAnswer *answer)
+{
+	SentdmReply reply;
+
+	memset(&reply, 0, sizeof(reply));
+	reply.transport = result->transport;
+	reply.http_status = result->http_status;
+	reply.readable = answer->readable;
+	reply.success = answer->success;
+	strlcpy(reply.error_code, answer->error_code, sizeof(reply.error_code));
+	reply.retry_after_ms = sentdm_retry_after_ms(result->retry_after, result->date_unix);
+	return reply;
+}
+
+/* One line per request, when wanted: ids and numbers only. */
+static void
+log_request(const SentdmMessage *message, const SentdmHttpResult *result, const SentdmAnswer *answer)
+{
+	char	   *id;
+
+	if (!sentdm_log_requests)
+		return;
+	id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&message->id)));
+	ereport(LOG,
+			(errmsg("sentdm request: message=%s part=%d status=%d code=%s request_id=%s duration_ms=%lld%s%s",
+					id, message->part, result->http_status,
+					answer->error_code[0] ? answer->error_code : "-",
+					answer->request_id[0] ? answer->request_id : "-",
+					(long long) (result->duration_us / 1000),
+					result->trouble ? " trouble=" : "", result->trouble ? result->trouble : ""),
+			 errhidestmt(true), errhidecontext(true)));
+	pfree(id);
+}
+
+/* Keep what changed for the whole account, until it is stored. */
+static void
+note_pause(SentdmFlight *flight, SentdmPause before, const SentdmDecision *decision)
+{
+	if (decision->pause != SENTDM_PAUSE_NONE)
+	{
+		flight->new_pause = decision->pause;
+		flight->probe_after_ms = decision->probe_after_ms;
+		flight->unpause = false;
+		sentdm_count(flight->slot, SENTDM_COUNT_PAUSES, 1);
+	}
+	else if (before != SENTDM_PAUSE_NONE && flight->drain.pause == SENTDM_PAUSE_NONE)
+		flight->unpause = true;
+}
+
+static void
+count_trouble(SentdmFlight *flight, const SentdmReply *reply)
+{
+	if (reply->transport == SENTDM_ANSWERED && reply->http_status == 429)
+		sentdm_count(flight->slot, SENTDM_COUNT_RATE_LIMITED, 1);
+	if (reply->transport == SENTDM_NOT_REACHED || reply->transport == SENTDM_BAD_CERTIFICATE)
+		sentdm_count(flight->slot, SENTDM_COUNT_UNREACHED, 1);
+}
+
+/* The parser's memory is reset soon; what an outcome needs must outlive it. */
+static void
+keep_answer(SentdmFlight *flight, SentdmAnswer *kept, const SentdmAnswer *answer)
+{
+	*kept = *answer;
+	if (answer->error != NULL)
+		kept->error = MemoryContextStrdup(flight->memory, answer->error);
+	kept->sent = NULL;
+	if (answer->n_sent > 0)
+	{
+		Size		size = answer->n_sent * sizeof(SentdmSent);
+
+		kept->sent = MemoryContextAlloc(flight->memory, size);
+		memcpy(kept->sent, answer->sent, size);
+	}
+}
+
+static void
+conclude(SentdmFlight *flight, const SentdmHttpResult *result)
+{
+	SentdmMessage *message = result->tag;
+	SentdmAttempt attempt = attempt_of(message, GetCurrentTimestamp());
+	SentdmPause pause_before = flight->drain.pause;
+	SentdmOutcome *outcome;
+	SentdmAnswer answer;
+	SentdmReply reply;
+	SentdmDecision decision;
+
+	sentdm_answer_parse(result->body, result->transport == SENTDM_ANSWERED ? result->body_length : 0,
+						&answer);
+	if (answer.error == NULL && result->trouble != NULL)
+		answer.error = pstrdup(result->trouble);
+	if (answer.request_id[0] == '\0')
+		strlcpy(answer.request_id, result->request_id, sizeof(answer.request_id));
+	reply = reply_of(result, &answer);
+	decision = sentdm_drain_finished(&flight->drain, &attempt, &reply, monotonic_us(),
+									 (int64) time(NULL));
+	if (decision.action != SENTDM_DO_ACCEPT)
+		answer.n_sent = 0;
+	note_answer(flight, result, &answer);
+	note_pause(flight, pause_before, &decision);
+	count_trouble(flight, &reply);
+	count_outcome(flight, decision.action);
+	log_request(message, result, &answer);
+
+	outcome = add_outcome(flight, message, &decision);
+	outcome->http_status = result->http_status;
+	keep_answer(flight, &outcome->answer, &answer);
+}
+
+void
+sentdm_flight_collect(SentdmFlight *flight)
+{
+	SentdmHttpResult *result;
+
+	sentdm_http_run(flight->http);
+	while ((result = sentdm_http_next_result(flight->http)) != NULL)
+	{
+		flight->under_way--;
+		conclude(flight, result);
+		sentdm_http_free_result(result);
+	}
+}
+
+static void
+free_answer(SentdmAnswer *answer)
+{
+	if (answer->error != NULL)
+		pfree(answer->error);
+	if (answer->sent != NULL)
+		pfree(answer->sent);
+}
+
+void
+sentdm_flight_settled(SentdmFlight *flight)
+{
+	for (int i = 0; i < flight->n_outcomes; i++)
+	{
+		SentdmOutcome *outcome = &flight->outcomes[i];
+
+		if (outcome->message->crashes > 1 && flight->suspects > 0)
+			flight->suspects--;
+		free_answer(&outcome->answer);
+		pfree(outcome->message);
+	}
+	flight->n_outcomes = 0;
+	flight->new_pause = SENTDM_PAUSE_NONE;
+	flight->unpause = false;
+}

@@ -1,0 +1,709 @@
+/*
+ * http.c
+ *		Many HTTP requests at once behind one pollable descriptor.
+ *
+ * libcurl tells us which sockets and which timeout it waits for; both go into
+ * one epoll instance, whose descriptor the caller waits on.  Nothing here may
+ * throw: libcurl's callbacks run in the middle of its own data structures.
+ *
+ * Two things matter to the promise of this project.  Whether a request left the
+ * machine is known from the moment libcurl asks before it sends (PREREQ), not
+ * guessed from error codes.  And the key must not leak: no redirects, no verbose
+ * log, no user name in URLs, TLS always verified.
+ */
+#include <curl/curl.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "http.h"
+
+#define EVENTS_AT_ONCE 64
+
+/* One request under way, or a free handle that waits for the next one. */
+typedef struct Transfer
+{
+	struct Transfer *next;		/* in the free list or the list of all */
+	SentdmHttp *http;
+	CURL	   *easy;
+	struct curl_slist *headers;
+	char	   *request_body;
+	size_t		max_answer;
+	size_t		capacity;
+	int64_t		deadline_unix_us;
+	bool		on_the_wire;	/* libcurl was about to send, and was let */
+	bool		too_late;
+	SentdmHttpResult *result;
+	struct Transfer *previous;	/* in the list of those under way */
+} Transfer;
+
+typedef struct QueuedResult
+{
+	SentdmHttpResult result;	/* first, so that a pointer to it is one to us */
+	struct QueuedResult *next;
+} QueuedResult;
+
+struct SentdmHttp
+{
+	CURLM	   *multi;
+	int			epoll_fd;
+	int			timer_fd;
+	bool		timer_due;
+	char	   *base_url;
+	char	   *ca_file;
+	char	   *user_agent;
+	bool		plain;			/* http://, which was checked to be loopback */
+	int			connect_timeout_ms;
+	int			request_timeout_ms;
+	Transfer   *active;
+	Transfer   *idle;
+	QueuedResult *first;
+	QueuedResult *last;
+};
+
+static int64_t
+unix_now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/*
+ * The resolver's threads inherit the signal mask.  They must not take signals
+ * that are meant for the process that we are a guest in.
+ */
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+}
+
+static void
+restore_signals(const sigset_t *saved)
+{
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+/* Callbacks of libcurl */
+
+static int
+on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_arg)
+{
+	SentdmHttp *http = arg;
+	struct epoll_event event;
+
+	(void) easy;
+	(void) socket_arg;
+	memset(&event, 0, sizeof(event));
+	event.data.fd = socket;
+	if (what == CURL_POLL_REMOVE)
+	{
+		epoll_ctl(http->epoll_fd, EPOLL_CTL_DEL, socket, NULL);
+		return 0;
+	}
+	if (what & CURL_POLL_IN)
+		event.events |= EPOLLIN;
+	if (what & CURL_POLL_OUT)
+		event.events |= EPOLLOUT;
+	if (epoll_ctl(http->epoll_fd, EPOLL_CTL_MOD, socket, &event) != 0 && errno == ENOENT)
+		epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, socket, &event);
+	return 0;
+}
+
+static int
+on_timer(CURLM *multi, long timeout_ms, void *arg)
+{
+	SentdmHttp *http = arg;
+	struct itimerspec spec;
+
+	(void) multi;
+	memset(&spec, 0, sizeof(spec));
+	http->timer_due = (timeout_ms == 0);
+	if (timeout_ms > 0)
+	{
+		spec.it_value.tv_sec = timeout_ms / 1000;
+		spec.it_value.tv_nsec = (timeout_ms % 1000) * 1000000;
+	}
+	else if (timeout_ms == 0)
+		spec.it_value.tv_nsec = 1;	/* zero would disarm it */
+	timerfd_settime(http->timer_fd, 0, &spec, NULL);
+	return 0;
+}
+
+/* The connection stands; the request is about to be sent on it. */
+static int
+on_before_request(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port)
+{
+	Transfer   *transfer = arg;
+
+	(void) remote_ip;
+	(void) local_ip;
+	(void) remote_port;
+	(void) local_port;
+	/* Not when libcurl repeats it on a new connection: then it may have arrived. */
+	if (!transfer->on_the_wire && unix_now_us() >= transfer->deadline_unix_us)
+	{
+		transfer->too_late = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
+	transfer->on_the_wire = true;
+	return CURL_PREREQFUNC_OK;
+}
+
+static size_t
+on_body(char *data, size_t size, size_t count, void *arg)
+{
+	Transfer   *transfer = arg;
+	SentdmHttpResult *result = transfer->result;
+	size_t		length = size * count;
+	size_t		needed = result->body_length + length + 1;
+
+	if (needed > transfer->max_answer)
+		return 0;
+	if (needed > transfer->capacity)
+	{
+		size_t		capacity = transfer->capacity * 2 > needed ? transfer->capacity * 2 : needed;
+		char	   *body = realloc(result->body, capacity);
+
+		if (body == NULL)
+			return 0;
+		result->body = body;
+		transfer->capacity = capacity;
+	}
+	memcpy(result->body + result->body_length, data, length);
+	result->body_length += length;
+	result->body[result->body_length] = '\0';
+	return length;
+}
+
+/* Copy the value of a header line if it has this name; longer ones are ignored. */
+static bool
+take_header(const char *line, size_t length, const char *name, char *value, size_t size)
+{
+	size_t		name_length = strlen(name);
+
+	if (length <= name_length || line[name_length] != ':' ||
+		strncasecmp(line, name, name_length) != 0)
+		return false;
+	line += name_length + 1;
+	length -= name_length + 1;
+	while (length > 0 && (*line == ' ' || *line == '\t'))
+		line++, length--;
+	while (length > 0 && strchr(" \t\r\n", line[length - 1]) != NULL)
+		length--;
+	if (length >= size)
+		return false;
+	memcpy(value, line, length);
+	value[length] = '\0';
+	return true;
+}
+
+static size_t
+on_header(char *line, size_t size, size_t count, void *arg)
+{
+	Transfer   *transfer = arg;
+	SentdmHttpResult *result = transfer->result;
+	size_t		length = size * count;
+	char		date[64];
+	time_t		date_unix;
+
+	if (length >= 5 && strncmp(line, "HTTP/", 5) == 0)
+	{
+		/* An answer after an interim one starts anew. */
+		result->request_id[0] = '\0';
+		result->retry_after[0] = '\0';
+		result->date_unix = 0;
+	}
+	else if (take_header(line, length, "Date", date, sizeof(date)))
+	{
+		date_unix = curl_getdate(date, NULL);
+		result->date_unix = date_unix > 0 ? date_unix : 0;
+	}
+	else if (!take_header(line, length, "X-Request-Id", result->request_id,
+						  sizeof(result->request_id)))
+		(void) take_header(line, length, "Retry-After", result->retry_after,
+						   sizeof(result->retry_after));
+	return length;
+}
+
+/* Setting up */
+
+const char *
+sentdm_http_check_url(const char *base_url, bool insecure_http)
+{
+	static const char *const loopback[] = {"127.", "localhost", "[::1]"};
+	const char *host;
+	size_t		host_length;
+
+	if (strncmp(base_url, "https://", 8) == 0)
+		return NULL;
+	if (strncmp(base_url, "http://", 7) != 0)
+		return "sentdm.base_url is not an https URL";
+	if (!insecure_http)
+		return "sentdm.base_url is http, and sentdm.allow_insecure_http is off";
+	host = base_url + 7;
+	host_length = host[0] == '[' ? strcspn(host, "]/") + 1 : strcspn(host, ":/");
+	if (strncmp(host, loopback[0], 4) == 0 && strspn(host, "0123456789.") == host_length)
+		return NULL;
+	for (size_t i = 1; i < sizeof(loopback) / sizeof(loopback[0]); i++)
+	{
+		if (host_length == strlen(loopback[i]) && strncmp(host, loopback[i], host_length) == 0)
+			return NULL;
+	}
+	return "sentdm.base_url is http to an address that is not loopback";
+}
+
+static bool
+watch_timer(SentdmHttp *http)
+{
+	struct epoll_event event;
+
+	memset(&event, 0, sizeof(event));
+	event.events = EPOLLIN;
+	event.data.fd = http->timer_fd;
+	return epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, http->timer_fd, &event) == 0;
+}
+
+static void
+set_multi_options(SentdmHttp *http, const SentdmHttpOptions *options)
+{
+	curl_multi_setopt(http->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
+	curl_multi_setopt(http->multi, CURLMOPT_SOCKETDATA, http);
+	curl_multi_setopt(http->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+	curl_multi_setopt(http->multi, CURLMOPT_TIMERDATA, http);
+	curl_multi_setopt(http->multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
+	curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long) options->max_in_flight);
+}
+
+/* "caller libcurl/1.2.3" */
+static char *
+name_library(const char *caller)
+{
+	const char *version = curl_version_info(CURLVERSION_NOW)->version;
+	size_t		size = strlen(caller) + sizeof(" libcurl/") + strlen(version);
+	char	   *name = malloc(size);
+
+	if (name != NULL)
+		snprintf(name, size, "%s libcurl/%s", caller, version);
+	return name;
+}
+
+SentdmHttp *
+sentdm_http_create(const SentdmHttpOptions *options)
+{
+	static bool initialized = false;
+	SentdmHttp *http = calloc(1, sizeof(SentdmHttp));
+
+	if (http == NULL)
+		return NULL;
+	if (!initialized)
+		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
+	http->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	http->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+	http->base_url = strdup(options->base_url);
+	http->ca_file = strdup(options->ca_file);
+	http->user_agent = name_library(options->user_agent);
+	http->plain = strncmp(options->base_url, "http://", 7) == 0;
+	http->connect_timeout_ms = options->connect_timeout_ms;
+	http->request_timeout_ms = options->request_timeout_ms;
+	http->multi = initialized ? curl_multi_init() : NULL;
+	if (http->multi == NULL || http->base_url == NULL || http->ca_file == NULL ||
+		http->user_agent == NULL || http->epoll_fd < 0 || http->timer_fd < 0 ||
+		sentdm_http_check_url(options->base_url, options->insecure_http) != NULL ||
+		!watch_timer(http))
+	{
+		sentdm_http_destroy(http);
+		return NULL;
+	}
+	set_multi_options(http, options);
+	return http;
+}
+
+/* Submitting */
+
+static bool
+add_header(struct curl_slist **headers, const char *name, const char *value)
+{
+	char		line[1024];
+	struct curl_slist *longer;
+
+	if (value == NULL)
+		return true;
+	if (snprintf(line, sizeof(line), "%s: %s", name, value) >= (int) sizeof(line))
+		return false;
+	longer = curl_slist_append(*headers, line);
+	if (longer == NULL)
+		return false;
+	*headers = longer;
+	return true;
+}
+
+static bool
+set_headers(Transfer *transfer, const SentdmHttpRequest *request)
+{
+	struct curl_slist **headers = &transfer->headers;
+
+	return add_header(headers, "x-api-key", request->api_key) &&
+		add_header(headers, "Accept", "application/json") &&
+		add_header(headers, "Content-Type", request->body ? "application/json" : NULL) &&
+		add_header(headers, "Idempotency-Key", request->idempotency_key) &&
+		add_header(headers, "x-profile-id", request->profile_id);
+}
+
+/* Options that are the same for every request; they stay with a reused handle. */
+static void
+set_fixed_options(Transfer *transfer)
+{
+	SentdmHttp *http = transfer->http;
+	CURL	   *easy = transfer->easy;
+
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
+	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075500
+	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, http->plain ? "http" : "https");
+#else
+	curl_easy_setopt(easy, CURLOPT_PROTOCOLS, http->plain ? CURLPROTO_HTTP : CURLPROTO_HTTPS);
+#endif
+	if (http->plain)
+		curl_easy_setopt(easy, CURLOPT_PROXY, "");
+	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	if (http->ca_file[0] != '\0')
+		curl_easy_setopt(easy, CURLOPT_CAINFO, http->ca_file);
+	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	if (!http->plain)
+		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
+	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+	curl_easy_setopt(easy, CURLOPT_USERAGENT, http->user_agent);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
+					 (long) http->connect_timeout_ms + http->request_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_before_request);
+	curl_easy_setopt(easy, CURLOPT_PREREQDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
+	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
+}
+
+static bool
+set_request_options(Transfer *transfer, const SentdmHttpRequest *request)
+{
+	CURL	   *easy = transfer->easy;
+	size_t		base_length = strlen(transfer->http->base_url);
+	char	   *url;
+	bool		ok;
+
+	while (base_length > 0 && transfer->http->base_url[base_length - 1] == '/')
+		base_length--;
+	url = malloc(base_length + strlen(request->path) + 1);
+	if (url == NULL)
+		return false;
+	memcpy(url, transfer->http->base_url, base_length);
+	strcpy(url + base_length, request->path);
+	ok = curl_easy_setopt(easy, CURLOPT_URL, url) == CURLE_OK;
+	free(url);
+
+	if (request->body != NULL)
+	{
+		curl_easy_setopt(easy, CURLOPT_POST, 1L);
+		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, transfer->request_body);
+		curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) request->body_length);
+	}
+	else
+		curl_easy_setopt(easy, CURLOPT_HTTPGET, 1L);
+	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	return ok;
+}
+
+static Transfer *
+take_transfer(SentdmHttp *http)
+{
+	Transfer   *transfer = http->idle;
+
+	if (transfer != NULL)
+	{
+		http->idle = transfer->next;
+		return transfer;
+	}
+	transfer = calloc(1, sizeof(Transfer));
+	if (transfer == NULL)
+		return NULL;
+	transfer->http = http;
+	transfer->easy = curl_easy_init();
+	if (transfer->easy == NULL)
+	{
+		free(transfer);
+		return NULL;
+	}
+	set_fixed_options(transfer);
+	return transfer;
+}
+
+/* Make it ready for the next request; the handle keeps its fixed options. */
+static void
+recycle(Transfer *transfer)
+{
+	SentdmHttp *http = transfer->http;
+
+	curl_slist_free_all(transfer->headers);
+	free(transfer->request_body);
+	transfer->headers = NULL;
+	transfer->request_body = NULL;
+	transfer->result = NULL;
+	transfer->capacity = 0;
+	transfer->on_the_wire = false;
+	transfer->too_late = false;
+	transfer->previous = NULL;
+	transfer->next = http->idle;
+	http->idle = transfer;
+}
+
+static bool
+prepare(Transfer *transfer, const SentdmHttpRequest *request)
+{
+	QueuedResult *queued = calloc(1, sizeof(QueuedResult));
+
+	if (queued == NULL)
+		return false;
+	transfer->result = &queued->result;
+	transfer->result->tag = request->tag;
+	transfer->result->body = calloc(1, 1);
+	transfer->max_answer = request->max_answer;
+	transfer->deadline_unix_us = request->deadline_unix_us;
+	if (request->body != NULL)
+	{
+		transfer->request_body = malloc(request->body_length + 1);
+		if (transfer->request_body == NULL)
+			return false;
+		memcpy(transfer->request_body, request->body, request->body_length);
+	}
+	return transfer->result->body != NULL &&
+		set_headers(transfer, request) && set_request_options(transfer, request);
+}
+
+bool
+sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request)
+{
+	Transfer   *transfer = take_transfer(http);
+	sigset_t	saved;
+	bool		started;
+
+	if (transfer == NULL)
+		return false;
+	block_signals(&saved);
+	started = prepare(transfer, request) &&
+		curl_multi_add_handle(http->multi, transfer->easy) == CURLM_OK;
+	restore_signals(&saved);
+	if (!started)
+	{
+		sentdm_http_free_result(transfer->result);
+		recycle(transfer);
+		return false;
+	}
+	transfer->next = http->active;
+	if (http->active != NULL)
+		http->active->previous = transfer;
+	http->active = transfer;
+	return true;
+}
+
+/* Running */
+
+int
+sentdm_http_fd(const SentdmHttp *http)
+{
+	return http->epoll_fd;
+}
+
+static SentdmTransport
+transport_of(const Transfer *transfer, CURLcode code)
+{
+	if (code == CURLE_OK)
+		return SENTDM_ANSWERED;
+	if (transfer->on_the_wire)
+		return SENTDM_NO_ANSWER;
+	if (transfer->too_late)
+		return SENTDM_TOO_LATE;
+	if (code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||
+		code == CURLE_SSL_ISSUER_ERROR)
+		return SENTDM_BAD_CERTIFICATE;
+	return SENTDM_NOT_REACHED;
+}
+
+static void
+finish(Transfer *transfer, CURLcode code)
+{
+	SentdmHttp *http = transfer->http;
+	SentdmHttpResult *result = transfer->result;
+	QueuedResult *queued = (QueuedResult *) result;
+	long		status = 0;
+	curl_off_t	duration_us = 0;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	curl_easy_getinfo(transfer->easy, CURLINFO_TOTAL_TIME_T, &duration_us);
+	result->transport = transport_of(transfer, code);
+	result->http_status = result->transport == SENTDM_ANSWERED ? (int) status : 0;
+	result->trouble = code == CURLE_OK ? NULL : curl_easy_strerror(code);
+	result->duration_us = duration_us;
+
+	if (http->last != NULL)
+		http->last->next = queued;
+	else
+		http->first = queued;
+	http->last = queued;
+
+	if (transfer->previous != NULL)
+		transfer->previous->next = transfer->next;
+	else
+		http->active = transfer->next;
+	if (transfer->next != NULL)
+		transfer->next->previous = transfer->previous;
+	recycle(transfer);
+}
+
+static void
+collect(SentdmHttp *http)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(http->multi, &left)) != NULL)
+	{
+		CURL	   *easy = message->easy_handle;
+		CURLcode	code = message->data.result;
+		char	   *arg = NULL;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &arg);
+		curl_multi_remove_handle(http->multi, easy);
+		finish((Transfer *) arg, code);
+	}
+}
+
+static void
+serve(SentdmHttp *http, const struct epoll_event *event)
+{
+	int			running;
+	int			mask = 0;
+	uint64_t	expirations;
+
+	if (event->data.fd == http->timer_fd)
+	{
+		if (read(http->timer_fd, &expirations, sizeof(expirations)) > 0)
+			http->timer_due = true;
+		return;
+	}
+	if (event->events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+		mask |= CURL_CSELECT_IN;
+	if (event->events & EPOLLOUT)
+		mask |= CURL_CSELECT_OUT;
+	curl_multi_socket_action(http->multi, event->data.fd, mask, &running);
+}
+
+void
+sentdm_http_run(SentdmHttp *http)
+{
+	struct epoll_event events[EVENTS_AT_ONCE];
+	sigset_t	saved;
+	int			n;
+	int			running;
+
+	block_signals(&saved);
+	do
+	{
+		n = epoll_wait(http->epoll_fd, events, EVENTS_AT_ONCE, 0);
+		for (int i = 0; i < n; i++)
+			serve(http, &events[i]);
+		if (http->timer_due)
+		{
+			http->timer_due = false;
+			curl_multi_socket_action(http->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+		}
+	} while (n == EVENTS_AT_ONCE);
+	collect(http);
+	restore_signals(&saved);
+}
+
+SentdmHttpResult *
+sentdm_http_next_result(SentdmHttp *http)
+{
+	QueuedResult *queued = http->first;
+
+	if (queued == NULL)
+		return NULL;
+	http->first = queued->next;
+	if (http->first == NULL)
+		http->last = NULL;
+	return &queued->result;
+}
+
+void
+sentdm_http_free_result(SentdmHttpResult *result)
+{
+	if (result == NULL)
+		return;
+	free(result->body);
+	free(result);
+}
+
+static void
+free_transfers(SentdmHttp *http, Transfer *transfer, bool under_way)
+{
+	while (transfer != NULL)
+	{
+		Transfer   *next = transfer->next;
+
+		if (under_way)
+			curl_multi_remove_handle(http->multi, transfer->easy);
+		sentdm_http_free_result(transfer->result);
+		curl_slist_free_all(transfer->headers);
+		free(transfer->request_body);
+		curl_easy_cleanup(transfer->easy);
+		free(transfer);
+		transfer = next;
+	}
+}
+
+void
+sentdm_http_destroy(SentdmHttp *http)
+{
+	SentdmHttpResult *result;
+	sigset_t	saved;
+
+	if (http == NULL)
+		return;
+	block_signals(&saved);
+	free_transfers(http, http->active, true);
+	free_transfers(http, http->idle, false);
+	while ((result = sentdm_http_next_result(http)) != NULL)
+		sentdm_http_free_result(result);
+	if (http->multi != NULL)
+		curl_multi_cleanup(http->multi);
+	if (http->epoll_fd >= 0)
+		close(http->epoll_fd);
+	if (http->timer_fd >= 0)
+		close(http->timer_fd);
+	free(http->base_url);
+	free(http->ca_file);
+	free(http->user_agent);
+	free(http);
+	restore_signals(&saved);
+}

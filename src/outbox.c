@@ -1,0 +1,496 @@
+/*
+ * outbox.c
+ *		The worker's side of the queue: all SQL that claims and settles.
+ *
+ * One drainer per database, so a claim needs no owner and no lease time.  The
+ * outbox row is small and claims do not touch its indexes; the message itself is
+ * written once, when its outcome is known.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "outbox.h"
+#include "sql.h"
+
+static const char *const lane_names[SENTDM_LANES] = {"high", "normal", "bulk"};
+
+/* The arrays of one settle statement, one element per outcome. */
+typedef struct Columns
+{
+	int			n;
+	Datum	   *id;
+	Datum	   *part;
+	Datum	   *state;
+	Datum	   *attempts;
+	Datum	   *http_status;
+	Datum	   *error_code;
+	Datum	   *error;
+	Datum	   *request_id;
+	Datum	   *due_at;
+	Datum	   *ambiguous_since;
+	bool	   *no_status;
+	bool	   *no_error_code;
+	bool	   *no_error;
+	bool	   *no_request_id;
+	bool	   *no_ambiguity;
+	bool		parts;			/* some belong to a request that was split */
+} Columns;
+
+int64
+sentdm_outbox_rescue(int64 *suspects)
+{
+	static SentdmStatement rescue = {
+		.sql = "WITH rescued AS ("
+		"  UPDATE sentdm.outbox SET claimed_at = NULL, crashes = crashes + 1"
+		"  WHERE claimed_at IS NOT NULL RETURNING crashes) "
+		"SELECT count(*), count(*) FILTER (WHERE crashes > 1) FROM rescued"
+	};
+	int64		rescued;
+	bool		isnull;
+
+	SPI_connect();
+	sentdm_execute(&rescue, NULL, NULL);
+	rescued = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	*suspects = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	SPI_finish();
+	return rescued;
+}
+
+static TimestampTz
+timestamp_or(HeapTuple row, TupleDesc desc, int column, TimestampTz missing)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(row, desc, column, &isnull);
+
+	return isnull ? missing : DatumGetTimestampTz(value);
+}
+
+static int
+int_of(HeapTuple row, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(row, desc, column, &isnull);
+
+	return isnull ? 0 : DatumGetInt32(value);
+}
+
+/* The text of a column in UTF-8, as it goes on the wire; NULL when it is NULL. */
+static char *
+utf8_of(HeapTuple row, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(row, desc, column, &isnull);
+	char	   *string;
+
+	if (isnull)
+		return NULL;
+	string = TextDatumGetCString(value);
+	return pg_server_to_any(string, strlen(string), PG_UTF8);
+}
+
+/* One row that the claim returned, in the caller's memory. */
+static SentdmMessage *
+claimed_message(HeapTuple row, TupleDesc desc, SentdmLane lane)
+{
+	SentdmMessage *message = palloc0(sizeof(SentdmMessage));
+	char	   *profile_id;
+	bool		isnull;
+
+	message->id = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
+	message->part = int_of(row, desc, 2);
+	message->generation = int_of(row, desc, 3);
+	message->lane = lane;
+	message->recipients = Max(int_of(row, desc, 4), 1);
+	message->copies = message->recipients * Max(int_of(row, desc, 5), 1);
+	message->attempts = int_of(row, desc, 6);
+	message->crashes = int_of(row, desc, 7);
+	message->claimed_at = timestamp_or(row, desc, 8, 0);
+	message->expires_at = timestamp_or(row, desc, 9, DT_NOEND);
+	message->ambiguous_since = timestamp_or(row, desc, 10, 0);
+	message->first_tried_at = timestamp_or(row, desc, 11, 0);
+	message->body = utf8_of(row, desc, 12);
+	profile_id = utf8_of(row, desc, 13);
+	if (profile_id != NULL)
+		strlcpy(message->profile_id, profile_id, sizeof(message->profile_id));
+	return message;
+}
+
+int
+sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
+					MemoryContext memory, SentdmMessage **messages)
+{
+	static SentdmStatement claim = {
+		.sql = "WITH due AS MATERIALIZED ("
+		"  SELECT message_id, part, ambiguous_since, first_tried_at FROM sentdm.outbox"
+		"  WHERE priority = $1 AND due_at <= pg_catalog.now() AND claimed_at IS NULL"
+		"    AND (sandbox OR NOT $3)"
+		"  ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED),"
+		" claimed AS ("
+		"  UPDATE sentdm.outbox o SET claimed_at = pg_catalog.now(),"
+		"    ambiguous_since = coalesce(o.ambiguous_since, pg_catalog.now()),"
+		"    first_tried_at = coalesce(o.first_tried_at, pg_catalog.now())"
+		"  FROM due WHERE o.message_id = due.message_id AND o.part = due.part"
+		"  RETURNING o.message_id, o.part, o.attempts, o.crashes, o.claimed_at, o.expires_at,"
+		"    o.recipients, o.due_at, due.ambiguous_since, due.first_tried_at) "
+		"SELECT c.message_id, c.part, m.generation,"
+		"  coalesce(pg_catalog.cardinality(c.recipients), pg_catalog.jsonb_array_length(m.request -> 'to')),"
+		"  pg_catalog.jsonb_array_length(m.request -> 'channel'),"
+		"  c.attempts, c.crashes, c.claimed_at, c.expires_at, c.ambiguous_since, c.first_tried_at,"
+		"  CASE WHEN c.recipients IS NULL THEN m.request"
+		"    ELSE pg_catalog.jsonb_set(m.request, '{to}', pg_catalog.to_jsonb(c.recipients)) END::text,"
+		"  m.profile_id::text "
+		"FROM claimed c LEFT JOIN sentdm.messages m ON m.id = c.message_id "
+		"ORDER BY c.due_at, c.message_id",
+		.nargs = 3,
+		.types = {TEXTOID, INT4OID, BOOLOID}
+	};
+	Datum		values[3];
+	MemoryContext old;
+	int			n;
+
+	SPI_connect();
+	values[0] = CStringGetTextDatum(lane_names[lane]);
+	values[1] = Int32GetDatum(limit);
+	values[2] = BoolGetDatum(sandbox_only);
+	n = (int) sentdm_execute(&claim, values, NULL);
+	old = MemoryContextSwitchTo(memory);
+	for (int i = 0; i < n; i++)
+		messages[i] = claimed_message(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, lane);
+	MemoryContextSwitchTo(old);
+	SPI_finish();
+	return n;
+}
+
+/* NULL for an empty or missing string; the API's text is UTF-8. */
+static Datum
+text_or_null(const char *text, bool *isnull)
+{
+	*isnull = text == NULL || text[0] == '\0';
+	if (*isnull)
+		return (Datum) 0;
+	return CStringGetTextDatum(pg_any_to_server(text, strlen(text), PG_UTF8));
+}
+
+static const char *
+state_of(SentdmAction action)
+{
+	switch (action)
+	{
+		case SENTDM_DO_ACCEPT:
+			return "accepted";
+		case SENTDM_DO_EXPIRE:
+			return "expired";
+		case SENTDM_DO_UNCERTAIN:
+			return "uncertain";
+		case SENTDM_DO_FAIL:
+			return "failed";
+		default:
+			return "queued";
+	}
+}
+
+/* An outcome of our own making says what happened in our own words. */
+static const char *
+error_of(const SentdmOutcome *outcome)
+{
+	const char *code = outcome->decision.error_code;
+
+	if (code == NULL)
+		return outcome->answer.error;
+	if (strcmp(code, "expired") == 0)
+		return "expired before it could be sent";
+	if (strcmp(code, "expired_unknown") == 0)
+		return "expired while it was unknown whether Sent had accepted it";
+	if (strcmp(code, "outcome_unknown") == 0)
+		return "it is unknown whether Sent accepted it";
+	if (strcmp(code, "gave_up") == 0)
+		return "Sent could not take it for longer than sentdm.give_up_after";
+	if (strcmp(code, "worker_crash") == 0)
+		return "the worker died each time that it was sent";
+	return outcome->answer.error;
+}
+
+static void
+allocate_columns(Columns *columns, int n)
+{
+	memset(columns, 0, sizeof(*columns));
+	columns->id = palloc(n * sizeof(Datum));
+	columns->part = palloc(n * sizeof(Datum));
+	columns->state = palloc(n * sizeof(Datum));
+	columns->attempts = palloc(n * sizeof(Datum));
+	columns->http_status = palloc(n * sizeof(Datum));
+	columns->error_code = palloc(n * sizeof(Datum));
+	columns->error = palloc(n * sizeof(Datum));
+	columns->request_id = palloc(n * sizeof(Datum));
+	columns->due_at = palloc(n * sizeof(Datum));
+	columns->ambiguous_since = palloc(n * sizeof(Datum));
+	columns->no_status = palloc(n * sizeof(bool));
+	columns->no_error_code = palloc(n * sizeof(bool));
+	columns->no_error = palloc(n * sizeof(bool));
+	columns->no_request_id = palloc(n * sizeof(bool));
+	columns->no_ambiguity = palloc(n * sizeof(bool));
+}
+
+static void
+add_outcome(Columns *columns, const SentdmOutcome *outcome, TimestampTz now)
+{
+	const SentdmMessage *message = outcome->message;
+	const SentdmDecision *decision = &outcome->decision;
+	const char *code = decision->error_code ? decision->error_code : outcome->answer.error_code;
+	TimestampTz ambiguous_since = message->ambiguous_since ? message->ambiguous_since : message->claimed_at;
+	int			i = columns->n++;
+
+	columns->id[i] = UUIDPGetDatum(&message->id);
+	columns->part[i] = Int32GetDatum(message->part);
+	columns->state[i] = CStringGetTextDatum(state_of(decision->action));
+	columns->attempts[i] = Int32GetDatum(message->attempts + (decision->charged ? 1 : 0));
+	columns->http_status[i] = Int32GetDatum(outcome->http_status);
+	columns->no_status[i] = outcome->http_status == 0;
+	columns->error_code[i] = text_or_null(code, &columns->no_error_code[i]);
+	columns->error[i] = text_or_null(error_of(outcome), &columns->no_error[i]);
+	columns->request_id[i] = text_or_null(outcome->answer.request_id, &columns->no_request_id[i]);
+	columns->due_at[i] = TimestampTzGetDatum(now + decision->delay_ms * 1000);
+	columns->ambiguous_since[i] = TimestampTzGetDatum(ambiguous_since);
+	columns->no_ambiguity[i] = !decision->ambiguous;
+	if (message->part != 0)
+		columns->parts = true;
+}
+
+#define ENDED "unnest($1, $2, $3, $4, $5, $6, $7, $8)" \
+	" AS r(id, part, state, attempts, http_status, error_code, error, request_id)"
+#define ENDED_ARGS .nargs = 8, .types = {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID, INT4ARRAYOID, \
+	TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+
+/*
+ * Parts of a split request: what was not accepted is noted per recipient, and
+ * the last part to end decides the state of the whole.
+ */
+static void
+settle_parts(Datum *values)
+{
+	static SentdmStatement note = {
+		.sql = "INSERT INTO sentdm.deliveries (message_id, recipient, status, reason_code, reason) "
+		"SELECT r.id, recipient, r.state, r.error_code, r.error FROM " ENDED
+		" JOIN sentdm.outbox o ON o.message_id = r.id AND o.part = r.part,"
+		" pg_catalog.unnest(o.recipients) AS recipient "
+		"WHERE r.part <> 0 AND r.state <> 'accepted'",
+		ENDED_ARGS
+	};
+	static SentdmStatement conclude = {
+		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
+		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
+		"  WHERE o.message_id = e.id AND o.part = e.part),"
+		" whole AS (SELECT DISTINCT ON (id) e.* FROM ended e"
+		"  WHERE NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = e.id AND NOT EXISTS"
+		"    (SELECT FROM ended x WHERE x.id = o.message_id AND x.part = o.part)) ORDER BY id, part) "
+		"UPDATE sentdm.messages m SET finished_at = pg_catalog.now(), attempts = w.attempts,"
+		"  http_status = w.http_status, error_code = w.error_code, error = w.error, request_id = w.request_id,"
+		"  state = CASE"
+		"    WHEN w.state = 'uncertain' OR EXISTS (SELECT FROM sentdm.deliveries d"
+		"      WHERE d.message_id = m.id AND d.sent_id IS NULL AND d.status = 'uncertain') THEN 'uncertain'"
+		"    WHEN w.state = 'accepted' OR EXISTS (SELECT FROM sentdm.deliveries d"
+		"      WHERE d.message_id = m.id AND d.sent_id IS NOT NULL) THEN 'accepted'"
+		"    ELSE w.state END "
+		"FROM whole w WHERE m.id = w.id",
+		ENDED_ARGS
+	};
+
+	sentdm_execute(&note, values, NULL);
+	sentdm_execute(&conclude, values, NULL);
+}
+
+/* Messages that came to an end, one way or another. */
+static void
+settle_ended(Columns *c)
+{
+	static SentdmStatement end = {
+		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
+		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
+		"  WHERE o.message_id = e.id AND o.part = e.part) "
+		"UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
+		"  finished_at = pg_catalog.now(), http_status = e.http_status,"
+		"  error_code = e.error_code, error = e.error, request_id = e.request_id "
+		"FROM ended e WHERE m.id = e.id",
+		ENDED_ARGS
+	};
+	Datum		values[8];
+
+	if (c->n == 0)
+		return;
+	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
+	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
+	values[2] = sentdm_array(c->state, NULL, c->n, TEXTOID);
+	values[3] = sentdm_array(c->attempts, NULL, c->n, INT4OID);
+	values[4] = sentdm_array(c->http_status, c->no_status, c->n, INT4OID);
+	values[5] = sentdm_array(c->error_code, c->no_error_code, c->n, TEXTOID);
+	values[6] = sentdm_array(c->error, c->no_error, c->n, TEXTOID);
+	values[7] = sentdm_array(c->request_id, c->no_request_id, c->n, TEXTOID);
+	sentdm_execute(&end, values, NULL);
+	if (c->parts)
+		settle_parts(values);
+}
+
+/* Messages that go back into the queue. */
+static void
+settle_retries(Columns *c)
+{
+	static SentdmStatement release = {
+		.sql = "UPDATE sentdm.outbox o SET claimed_at = NULL, crashes = 0, due_at = r.due_at,"
+		"  attempts = r.attempts, ambiguous_since = r.ambiguous_since,"
+		"  http_status = r.http_status, error_code = r.error_code, error = r.error "
+		"FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
+		"  AS r(id, part, due_at, attempts, ambiguous_since, http_status, error_code, error) "
+		"WHERE o.message_id = r.id AND o.part = r.part",
+		.nargs = 8,
+		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID,
+		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+	};
+	Datum		values[8];
+
+	if (c->n == 0)
+		return;
+	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
+	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
+	values[2] = sentdm_array(c->due_at, NULL, c->n, TIMESTAMPTZOID);
+	values[3] = sentdm_array(c->attempts, NULL, c->n, INT4OID);
+	values[4] = sentdm_array(c->ambiguous_since, c->no_ambiguity, c->n, TIMESTAMPTZOID);
+	values[5] = sentdm_array(c->http_status, c->no_status, c->n, INT4OID);
+	values[6] = sentdm_array(c->error_code, c->no_error_code, c->n, TEXTOID);
+	values[7] = sentdm_array(c->error, c->no_error, c->n, TEXTOID);
+	sentdm_execute(&release, values, NULL);
+}
+
+/* Requests that were refused because of some of their recipients: two halves. */
+static void
+settle_splits(Columns *c)
+{
+	static SentdmStatement split = {
+		.sql = "WITH gone AS (DELETE FROM sentdm.outbox o USING unnest($1, $2) AS r(id, part)"
+		"  WHERE o.message_id = r.id AND o.part = r.part RETURNING o.*),"
+		" whole AS (SELECT g.*, coalesce(g.recipients, ARRAY("
+		"    SELECT pg_catalog.jsonb_array_elements_text(m.request -> 'to'))) AS everyone"
+		"  FROM gone g JOIN sentdm.messages m ON m.id = g.message_id) "
+		"INSERT INTO sentdm.outbox (message_id, part, priority, due_at, expires_at, recipients, sandbox) "
+		"SELECT message_id, 2 * part + half, priority, pg_catalog.now(), expires_at,"
+		"  CASE half WHEN 1 THEN everyone[:pg_catalog.cardinality(everyone) / 2]"
+		"    ELSE everyone[pg_catalog.cardinality(everyone) / 2 + 1:] END, sandbox "
+		"FROM whole, (VALUES (1), (2)) AS halves(half)",
+		.nargs = 2,
+		.types = {UUIDARRAYOID, INT4ARRAYOID}
+	};
+	Datum		values[2];
+
+	if (c->n == 0)
+		return;
+	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
+	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
+	sentdm_execute(&split, values, NULL);
+}
+
+/*
+ * The ids that Sent gave us.  A receipt may have arrived before: then the row is
+ * there, and only learns which message it belongs to.  In order of sent_id, as
+ * the receiver writes too, so that the two cannot deadlock.
+ */
+static void
+settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
+{
+	static SentdmStatement insert = {
+		.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
+		"SELECT DISTINCT ON (sent_id) sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
+		" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel)"
+		" ORDER BY sent_id "
+		"ON CONFLICT (sent_id) DO UPDATE SET message_id = excluded.message_id,"
+		"  recipient = coalesce(excluded.recipient, d.recipient),"
+		"  channel = coalesce(d.channel, excluded.channel) "
+		"WHERE d.message_id IS NULL",
+		.nargs = 4,
+		.types = {UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+	};
+	Datum		values[4];
+	Datum	   *columns[4];
+	int			n = 0;
+
+	for (int i = 0; i < n_outcomes; i++)
+		n += outcomes[i].answer.n_sent;
+	if (n == 0)
+		return;
+	for (int c = 0; c < 4; c++)
+		columns[c] = palloc(n * sizeof(Datum));
+	n = 0;
+	for (int i = 0; i < n_outcomes; i++)
+	{
+		for (int j = 0; j < outcomes[i].answer.n_sent; j++)
+		{
+			const SentdmSent *sent = &outcomes[i].answer.sent[j];
+
+			columns[0][n] = DirectFunctionCall1(uuid_in, CStringGetDatum(sent->sent_id));
+			columns[1][n] = UUIDPGetDatum(&outcomes[i].message->id);
+			columns[2][n] = CStringGetTextDatum(sent->recipient);
+			columns[3][n] = CStringGetTextDatum(sent->channel);
+			n++;
+		}
+	}
+	values[0] = sentdm_array(columns[0], NULL, n, UUIDOID);
+	values[1] = sentdm_array(columns[1], NULL, n, UUIDOID);
+	values[2] = sentdm_array(columns[2], NULL, n, TEXTOID);
+	values[3] = sentdm_array(columns[3], NULL, n, TEXTOID);
+	sentdm_execute(&insert, values, NULL);
+}
+
+void
+sentdm_outbox_settle(SentdmOutcome *outcomes, int n)
+{
+	Columns		ended;
+	Columns		retries;
+	Columns		splits;
+	TimestampTz now = GetCurrentTimestamp();
+
+	SPI_connect();
+	allocate_columns(&ended, n);
+	allocate_columns(&retries, n);
+	allocate_columns(&splits, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (outcomes[i].decision.action == SENTDM_DO_RETRY)
+			add_outcome(&retries, &outcomes[i], now);
+		else if (outcomes[i].decision.action == SENTDM_DO_SPLIT)
+			add_outcome(&splits, &outcomes[i], now);
+		else
+			add_outcome(&ended, &outcomes[i], now);
+	}
+	settle_deliveries(outcomes, n);
+	settle_ended(&ended);
+	settle_retries(&retries);
+	settle_splits(&splits);
+	SPI_finish();
+}
+
+void
+sentdm_outbox_next_due(bool sandbox_only, TimestampTz due[SENTDM_LANES])
+{
+	static SentdmStatement next = {
+		.sql = "SELECT due_at FROM sentdm.outbox"
+		" WHERE priority = $1 AND claimed_at IS NULL AND (sandbox OR NOT $2)"
+		" ORDER BY due_at LIMIT 1",
+		.nargs = 2,
+		.types = {TEXTOID, BOOLOID}
+	};
+	Datum		values[2];
+
+	SPI_connect();
+	values[1] = BoolGetDatum(sandbox_only);
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		values[0] = CStringGetTextDatum(lane_names[lane]);
+		due[lane] = DT_NOEND;
+		if (sentdm_execute(&next, values, NULL) > 0)
+			due[lane] = timestamp_or(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, DT_NOEND);
+	}
+	SPI_finish();
+}

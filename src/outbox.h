@@ -1,0 +1,67 @@
+/*
+ * outbox.h
+ *		The worker's side of the queue (design: claim, send, settle).
+ *
+ * All functions need a transaction and SPI is handled inside.  They raise errors
+ * as any SQL does; the caller decides what a failed transaction means.
+ */
+#ifndef SENTDM_OUTBOX_H
+#define SENTDM_OUTBOX_H
+
+#include "answer.h"
+#include "datatype/timestamp.h"
+#include "drain.h"
+#include "utils/uuid.h"
+
+/* A claimed row of the outbox, with what is needed to send it. */
+typedef struct SentdmMessage
+{
+	pg_uuid_t	id;
+	int			part;			/* 0, or a part of a request that was split */
+	int			generation;
+	SentdmLane	lane;
+	int			recipients;
+	int			copies;			/* recipients times channels: ids in the answer */
+	int			attempts;		/* charged before this claim */
+	int			crashes;
+	TimestampTz claimed_at;
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz ambiguous_since;	/* before this claim; 0: not ambiguous */
+	TimestampTz first_tried_at; /* 0: this is the first attempt */
+	char	   *body;			/* UTF-8 JSON, freed when it is not needed any more */
+	char		profile_id[40]; /* or "" */
+} SentdmMessage;
+
+/* What became of a claimed message; kept until it is settled. */
+typedef struct SentdmOutcome
+{
+	SentdmMessage *message;
+	SentdmDecision decision;
+	int			http_status;
+	SentdmAnswer answer;		/* ids, error and request id, as far as there are any */
+} SentdmOutcome;
+
+/*
+ * Give back what a dead worker had claimed.  Exact, because the caller holds the
+ * drainer's lock: whatever is claimed now belongs to nobody.  Returns how many;
+ * suspects: how many of them were in a worker's hands when it died before.
+ */
+extern int64 sentdm_outbox_rescue(int64 *suspects);
+
+/*
+ * Claim up to limit due messages of a lane; sandbox_only skips live ones.
+ * Memory comes from the caller's context.  The claim counts only once the
+ * transaction is committed, durably.
+ */
+extern int	sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
+								MemoryContext memory, SentdmMessage **messages);
+
+/* Store the outcomes; repeating it with the same outcomes changes nothing more. */
+extern void sentdm_outbox_settle(SentdmOutcome *outcomes, int n);
+
+/*
+ * When the next unclaimed message is due, by lane; DT_NOEND when there is none.
+ */
+extern void sentdm_outbox_next_due(bool sandbox_only, TimestampTz due[SENTDM_LANES]);
+
+#endif							/* SENTDM_OUTBOX_H */

@@ -1,0 +1,589 @@
+/*
+ * send.c
+ *		sentdm_send and its relatives: enqueue, and wake the worker at commit.
+ *
+ * A message is two inserted rows, in the caller's transaction; whatever undoes
+ * the transaction, or the savepoint, undoes the message.  The rows are written
+ * with the rights of the function's owner: callers hold EXECUTE on the function
+ * and nothing on the tables.  Statements run under the caller's search_path, so
+ * they contain no operator and no unqualified name.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "batch.h"
+#include "message.h"
+#include "send.h"
+#include "sentdm.h"
+#include "shmem.h"
+#include "sql.h"
+#include "uuid7.h"
+
+PG_FUNCTION_INFO_V1(sentdm_send);
+PG_FUNCTION_INFO_V1(sentdm_send_many);
+PG_FUNCTION_INFO_V1(sentdm_send_batch);
+
+/* Positions of the arguments of sentdm_send(). */
+enum
+{
+	ARG_RECIPIENT, ARG_TEMPLATE, ARG_PARAMETERS, ARG_BODY, ARG_CHANNELS, ARG_SEND_AT,
+	ARG_EXPIRES_AT, ARG_PRIORITY, ARG_UNIQUE_KEY, ARG_TAG, ARG_PROFILE_ID, ARG_SANDBOX, ARG_EXTRA
+};
+
+/* What the current transaction has done, as far as its commit must act on it. */
+typedef struct Pending
+{
+	bool		wake;
+	bool		control;
+	bool		enable_changed;
+	bool		enable;
+	int64		recipients;		/* written to by this transaction */
+} Pending;
+
+/* Recipients of open subtransactions, so that a rollback gives them back. */
+typedef struct SubtransactionCount
+{
+	SubTransactionId id;
+	int64		recipients_before;
+	struct SubtransactionCount *parent;
+} SubtransactionCount;
+
+static Pending pending;
+static SubtransactionCount *open_subtransactions = NULL;
+static ProcessUtility_hook_type previous_utility_hook = NULL;
+
+/* At commit */
+
+static void
+act_on_commit(void)
+{
+	SentdmSlot *slot;
+
+	if (pending.enable_changed)
+		sentdm_slot_enable(MyDatabaseId, pending.enable);
+	if (!pending.wake && !pending.control)
+		return;
+	slot = sentdm_slot(MyDatabaseId, false);
+	if (slot == NULL)
+		return;
+	if (pending.control)
+		sentdm_slot_control(slot);
+	else
+		sentdm_slot_wake(slot);
+}
+
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (event == XACT_EVENT_COMMIT &&
+		(pending.wake || pending.control || pending.enable_changed))
+		act_on_commit();
+	memset(&pending, 0, sizeof(pending));
+	open_subtransactions = NULL;	/* was in the transaction's memory */
+}
+
+static void
+at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent_id, void *arg)
+{
+	SubtransactionCount *open = open_subtransactions;
+
+	if (open == NULL || open->id != id)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		pending.recipients = open->recipients_before;
+	if (event == SUBXACT_EVENT_ABORT_SUB || event == SUBXACT_EVENT_COMMIT_SUB)
+		open_subtransactions = open->parent;
+}
+
+/*
+ * A prepared transaction is committed by a command of its own, often by another
+ * session, which knows nothing of its messages: have the worker look.
+ */
+static void
+after_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			  ProcessUtilityContext context, ParamListInfo params,
+			  QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+{
+	bool		commit_prepared = IsA(pstmt->utilityStmt, TransactionStmt) &&
+	((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	SentdmSlot *slot;
+
+	if (previous_utility_hook)
+		previous_utility_hook(pstmt, query, read_only_tree, context, params, environment, dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest, completion);
+
+	if (commit_prepared && (slot = sentdm_slot(MyDatabaseId, false)) != NULL)
+		sentdm_slot_control(slot);
+}
+
+void
+sentdm_send_init(void)
+{
+	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterSubXactCallback(at_subtransaction_end, NULL);
+	previous_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = after_utility;
+}
+
+void
+sentdm_wake_at_commit(void)
+{
+	pending.wake = true;
+}
+
+void
+sentdm_control_at_commit(void)
+{
+	pending.control = true;
+}
+
+void
+sentdm_enable_at_commit(bool enabled)
+{
+	pending.enable_changed = true;
+	pending.enable = enabled;
+}
+
+/* Enqueueing */
+
+/* Remember what to go back to if this subtransaction is rolled back. */
+static void
+note_subtransaction(void)
+{
+	SubTransactionId id = GetCurrentSubTransactionId();
+	SubtransactionCount *open;
+
+	if (GetCurrentTransactionNestLevel() == 1 ||
+		(open_subtransactions != NULL && open_subtransactions->id == id))
+		return;
+	open = MemoryContextAlloc(TopTransactionContext, sizeof(SubtransactionCount));
+	open->id = id;
+	open->recipients_before = pending.recipients;
+	open->parent = open_subtransactions;
+	open_subtransactions = open;
+}
+
+static void
+count_recipients(int n)
+{
+	note_subtransaction();
+	if (pending.recipients + n > sentdm_max_per_transaction)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("this transaction would write to more than %d recipients",
+						sentdm_max_per_transaction),
+				 errhint("If that is meant, raise the limit with SET LOCAL sentdm.max_per_transaction.")));
+	pending.recipients += n;
+}
+
+/* Say once per session that what is queued does not leave yet. */
+static void
+warn_if_not_sending(void)
+{
+	static bool warned = false;
+	bool		enabled = false;
+
+	if (warned)
+		return;
+	if (sentdm_shmem_available())
+	{
+		SentdmSlot *slot = sentdm_slot(MyDatabaseId, false);
+
+		enabled = (slot != NULL && slot->enabled) || (pending.enable_changed && pending.enable);
+	}
+	if (enabled)
+		return;
+	warned = true;
+	if (!sentdm_shmem_available())
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the message is queued, but the sentdm library is not preloaded"),
+				 errhint("Add sentdm to \"shared_preload_libraries\" and restart the server.")));
+	else
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the message is queued, but sending is not enabled in this database"),
+				 errhint("Run SELECT sentdm_enable().")));
+}
+
+/* The id under which a message with this unique key is known, if it is. */
+static pg_uuid_t *
+find_by_unique_key(const char *unique_key)
+{
+	static SentdmStatement find = {
+		.sql = "SELECT id FROM sentdm.messages WHERE unique_key OPERATOR(pg_catalog.=) $1",
+		.nargs = 1,
+		.types = {TEXTOID}
+	};
+	Datum		values[1];
+	bool		isnull;
+	pg_uuid_t  *id;
+
+	values[0] = CStringGetTextDatum(unique_key);
+	if (sentdm_execute(&find, values, NULL) == 0)
+		return NULL;
+	id = SPI_palloc(sizeof(pg_uuid_t));
+	*id = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return id;
+}
+
+#define MESSAGE_COLUMNS "INSERT INTO sentdm.messages" \
+	" (id, request, priority, tag, unique_key, profile_id, created_by, send_at, expires_at)" \
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+#define MESSAGE_ARGS .nargs = 9, .types = {UUIDOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, \
+	UUIDOID, NAMEOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+
+/* False: a message with this unique key is there already. */
+static bool
+insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
+			   const char *unique_key, Name created_by)
+{
+	static SentdmStatement insert = {.sql = MESSAGE_COLUMNS, MESSAGE_ARGS};
+	static SentdmStatement insert_unique = {
+		.sql = MESSAGE_COLUMNS " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
+		MESSAGE_ARGS
+	};
+	Datum		values[9];
+	char		nulls[10] = "         ";
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = JsonbPGetDatum(request);
+	values[2] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
+	values[3] = draft->tag ? CStringGetTextDatum(draft->tag) : (Datum) 0;
+	values[4] = unique_key ? CStringGetTextDatum(unique_key) : (Datum) 0;
+	values[5] = UUIDPGetDatum(draft->profile_id);
+	values[6] = NameGetDatum(created_by);
+	values[7] = TimestampTzGetDatum(draft->send_at);
+	values[8] = TimestampTzGetDatum(draft->expires_at);
+	nulls[3] = draft->tag ? ' ' : 'n';
+	nulls[4] = unique_key ? ' ' : 'n';
+	nulls[5] = draft->profile_id ? ' ' : 'n';
+	nulls[7] = draft->send_at != 0 ? ' ' : 'n';
+	nulls[8] = draft->expires_at != DT_NOEND ? ' ' : 'n';
+	return sentdm_execute(unique_key ? &insert_unique : &insert, values, nulls) > 0;
+}
+
+static void
+insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
+{
+	static SentdmStatement insert = {
+		.sql = "INSERT INTO sentdm.outbox (message_id, priority, due_at, expires_at, sandbox)"
+		" VALUES ($1, $2, $3, $4, $5)",
+		.nargs = 5,
+		.types = {UUIDOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
+	};
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	Datum		values[5];
+	char		nulls[6] = "     ";
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
+	values[2] = TimestampTzGetDatum(Max(draft->send_at, now));
+	values[3] = TimestampTzGetDatum(draft->expires_at);
+	values[4] = BoolGetDatum(draft->sandbox);
+	nulls[3] = draft->expires_at != DT_NOEND ? ' ' : 'n';
+	sentdm_execute(&insert, values, nulls);
+}
+
+/* The unique key of the n-th request of one call. */
+static char *
+key_of_request(const char *unique_key, int n)
+{
+	if (unique_key == NULL || n == 0)
+		return unique_key ? pstrdup(unique_key) : NULL;
+	return psprintf("%s#%d", unique_key, n + 1);
+}
+
+/* The ids of an earlier call with the same unique key. */
+static List *
+earlier_ids(const char *unique_key)
+{
+	List	   *ids = NIL;
+	pg_uuid_t  *id;
+
+	while ((id = find_by_unique_key(key_of_request(unique_key, list_length(ids)))) != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(id));
+
+		ids = lappend(ids, id);
+		MemoryContextSwitchTo(old);
+	}
+	if (ids == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("a message with this unique key was sent and removed at the same time"),
+				 errhint("Try again.")));
+	return ids;
+}
+
+/* Within SPI: store the requests of a draft; the ids live in the caller's context. */
+static List *
+store(SentdmDraft *draft, List *requests, Name created_by)
+{
+	List	   *ids = NIL;
+	ListCell   *cell;
+
+	foreach(cell, requests)
+	{
+		pg_uuid_t  *id = SPI_palloc(sizeof(pg_uuid_t));
+		char	   *unique_key = key_of_request(draft->unique_key, foreach_current_index(cell));
+		MemoryContext old;
+
+		sentdm_uuid7(id);
+		if (!insert_message(draft, id, (Jsonb *) lfirst(cell), unique_key, created_by))
+			return earlier_ids(draft->unique_key);
+		insert_outbox(draft, id);
+		old = MemoryContextSwitchTo(GetMemoryChunkContext(id));
+		ids = lappend(ids, id);
+		MemoryContextSwitchTo(old);
+	}
+	return ids;
+}
+
+/* All requests of a draft, before any is stored; NIL fills the complaint. */
+static List *
+build_requests(const SentdmDraft *draft, SentdmComplaint *complaint)
+{
+	List	   *requests = NIL;
+
+	for (int first = 0; first < draft->n_recipients; first += SENTDM_MAX_RECIPIENTS)
+	{
+		int			count = Min(draft->n_recipients - first, SENTDM_MAX_RECIPIENTS);
+		Jsonb	   *request = sentdm_draft_request(draft, first, count, complaint);
+
+		if (request == NULL)
+			return NIL;
+		requests = lappend(requests, request);
+	}
+	return requests;
+}
+
+static Oid
+owner_of(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+List *
+sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
+{
+	Oid			caller;
+	int			security_context;
+	NameData	created_by;
+	List	   *requests;
+	List	   *ids;
+
+	complaint->message = NULL;
+	if (!sentdm_draft_check(draft, GetCurrentTimestamp(), complaint))
+		return NIL;
+	if (sentdm_mode == SENTDM_MODE_SANDBOX)
+		draft->sandbox = true;
+	requests = build_requests(draft, complaint);
+	if (requests == NIL)
+		return NIL;
+	PreventCommandIfReadOnly("sentdm_send()");
+	count_recipients(draft->n_recipients);
+	warn_if_not_sending();
+
+	GetUserIdAndSecContext(&caller, &security_context);
+	namestrcpy(&created_by, GetUserNameFromId(caller, false));
+	/* An error restores both by itself. */
+	SetUserIdAndSecContext(owner_of(function), security_context | SECURITY_LOCAL_USERID_CHANGE);
+	SPI_connect();
+	ids = store(draft, requests, &created_by);
+	SPI_finish();
+	SetUserIdAndSecContext(caller, security_context);
+
+	sentdm_wake_at_commit();
+	return ids;
+}
+
+void
+sentdm_raise(const SentdmComplaint *complaint)
+{
+	ereport(ERROR,
+			(errcode(complaint->sqlstate),
+			 errmsg("%s", complaint->message),
+			 complaint->hint ? errhint("%s", complaint->hint) : 0));
+}
+
+/* The SQL functions */
+
+static char *
+text_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+/* The elements of a text[] argument; a NULL among them sets has_null. */
+static char **
+array_argument(FunctionCallInfo fcinfo, int n, int *count, bool *has_null)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	char	  **strings;
+
+	*count = 0;
+	if (PG_ARGISNULL(n))
+		return NULL;
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(n), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, count);
+	strings = palloc((*count + 1) * sizeof(char *));
+	for (int i = 0; i < *count; i++)
+	{
+		if (nulls[i])
+			*has_null = true;
+		else
+			strings[i] = TextDatumGetCString(elements[i]);
+	}
+	return strings;
+}
+
+/* All arguments but the recipient, which has two forms. */
+static void
+read_arguments(FunctionCallInfo fcinfo, SentdmDraft *draft)
+{
+	sentdm_draft_init(draft);
+	draft->template_name = text_argument(fcinfo, ARG_TEMPLATE);
+	if (!PG_ARGISNULL(ARG_PARAMETERS))
+		draft->parameters = PG_GETARG_JSONB_P(ARG_PARAMETERS);
+	draft->body = text_argument(fcinfo, ARG_BODY);
+	draft->channels = array_argument(fcinfo, ARG_CHANNELS, &draft->n_channels, &draft->null_channel);
+	if (!PG_ARGISNULL(ARG_SEND_AT))
+		draft->send_at = PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT);
+	if (!PG_ARGISNULL(ARG_EXPIRES_AT))
+		draft->expires_at = PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT);
+	draft->priority = text_argument(fcinfo, ARG_PRIORITY);
+	draft->unique_key = text_argument(fcinfo, ARG_UNIQUE_KEY);
+	draft->tag = text_argument(fcinfo, ARG_TAG);
+	if (!PG_ARGISNULL(ARG_PROFILE_ID))
+		draft->profile_id = PG_GETARG_UUID_P(ARG_PROFILE_ID);
+	draft->sandbox = !PG_ARGISNULL(ARG_SANDBOX) && PG_GETARG_BOOL(ARG_SANDBOX);
+	if (!PG_ARGISNULL(ARG_EXTRA))
+		draft->extra = PG_GETARG_JSONB_P(ARG_EXTRA);
+}
+
+/* sentdm_send(recipient text, ...) returns uuid */
+Datum
+sentdm_send(PG_FUNCTION_ARGS)
+{
+	SentdmDraft draft;
+	SentdmComplaint complaint;
+	List	   *ids;
+	char	   *recipient;
+
+	read_arguments(fcinfo, &draft);
+	recipient = text_argument(fcinfo, ARG_RECIPIENT);
+	draft.null_recipient = recipient == NULL;
+	draft.n_recipients = recipient ? 1 : 0;
+	draft.recipients = &recipient;
+	ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
+	if (complaint.message != NULL)
+		sentdm_raise(&complaint);
+	PG_RETURN_UUID_P((pg_uuid_t *) linitial(ids));
+}
+
+/* sentdm_send(recipients text[], ...) returns setof uuid */
+Datum
+sentdm_send_many(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SentdmDraft draft;
+	SentdmComplaint complaint;
+	List	   *ids;
+	ListCell   *cell;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	read_arguments(fcinfo, &draft);
+	draft.plural = true;
+	draft.recipients = array_argument(fcinfo, ARG_RECIPIENT, &draft.n_recipients, &draft.null_recipient);
+	ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
+	if (complaint.message != NULL)
+		sentdm_raise(&complaint);
+	foreach(cell, ids)
+	{
+		Datum		value = UUIDPGetDatum((pg_uuid_t *) lfirst(cell));
+		bool		isnull = false;
+
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+	return (Datum) 0;
+}
+
+/* One row for each message of an item, or one with its error. */
+static void
+put_item(ReturnSetInfo *rsinfo, int ordinal, List *ids, const char *error)
+{
+	Datum		values[3];
+	bool		nulls[3] = {false, true, true};
+	ListCell   *cell;
+
+	values[0] = Int32GetDatum(ordinal);
+	if (ids == NIL)
+	{
+		nulls[2] = error == NULL;
+		values[2] = error ? CStringGetTextDatum(error) : (Datum) 0;
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	foreach(cell, ids)
+	{
+		values[1] = UUIDPGetDatum((pg_uuid_t *) lfirst(cell));
+		nulls[1] = false;
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+/* sentdm_send_batch(requests jsonb) returns table(ordinal, message_id, error) */
+Datum
+sentdm_send_batch(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *requests = PG_GETARG_JSONB_P(0);
+	JsonbIterator *it;
+	JsonbValue	item;
+	JsonbIteratorToken token;
+	int			ordinal = 0;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!JB_ROOT_IS_ARRAY(requests) || JB_ROOT_IS_SCALAR(requests))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"requests\" is not a JSON array"),
+				 errhint("Use jsonb_agg(jsonb_build_object('recipient', ..., 'template', ...)).")));
+	it = JsonbIteratorInit(&requests->root);
+	while ((token = JsonbIteratorNext(&it, &item, true)) != WJB_DONE)
+	{
+		SentdmDraft draft;
+		SentdmComplaint complaint;
+		List	   *ids = NIL;
+
+		if (token != WJB_ELEM)
+			continue;
+		if (sentdm_draft_from_item(&draft, &item, &complaint))
+			ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
+		put_item((ReturnSetInfo *) fcinfo->resultinfo, ++ordinal, ids, complaint.message);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,36 @@
+/*
+ * send.h
+ *		Enqueueing, and the wake-up at commit.
+ */
+#ifndef SENTDM_SEND_H
+#define SENTDM_SEND_H
+
+#include "message.h"
+#include "nodes/pg_list.h"
+
+/* Register the transaction callbacks and the utility hook; once per process. */
+extern void sentdm_send_init(void);
+
+/*
+ * Check and store a message in the current transaction, with the rights of the
+ * owner of the SQL function that was called.  Returns the ids (pg_uuid_t *, in
+ * the caller's context), NIL for no recipients; on bad input NIL with
+ * complaint->message set, which is NULL otherwise.  Raises an error when the
+ * transaction is read-only or has too many recipients.
+ */
+extern List *sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint);
+
+/* A complaint as an error. */
+extern void sentdm_raise(const SentdmComplaint *complaint) pg_attribute_noreturn();
+
+/*
+ * At commit of the current transaction: tell the worker that a pause, resume or
+ * retry changed the queue; enable or disable also changes who is served.
+ */
+extern void sentdm_control_at_commit(void);
+extern void sentdm_enable_at_commit(bool enabled);
+
+/* At commit of the current transaction: there is work for the worker. */
+extern void sentdm_wake_at_commit(void);
+
+#endif							/* SENTDM_SEND_H */
