@@ -9,7 +9,7 @@ OBJS = $(patsubst %.c,%.o,$(wildcard src/*.c))
 
 # Tests that need neither preload nor network; the rest is test/check.sh.
 REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
-REGRESS_OPTS = --inputdir=test --outputdir=. --load-extension=sentdm
+REGRESS_OPTS = --inputdir=test --load-extension=sentdm
 
 PG_CFLAGS = -Wno-declaration-after-statement
 SHLIB_LINK = -lcurl -lcrypto
@@ -18,8 +18,5 @@ EXTRA_CLEAN = results regression.diffs regression.out
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
-
-# pg_regress looks for expected/ beside the SQL files' directory.
-REGRESS_OPTS += --expecteddir=.
 
 src/%.o: $(wildcard src/*.h)

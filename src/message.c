@@ -194,7 +194,8 @@ check_channels(const SentdmDraft *draft, SentdmComplaint *complaint)
 
 	if (draft->null_channel)
 		return complain(complaint, ERRCODE_NULL_VALUE_NOT_ALLOWED,
-						"argument \"channels\" contains a NULL", NULL);
+						"argument \"channels\" contains a NULL",
+						"Name the channels, or leave the argument out to let Sent choose.");
 	for (int i = 0; i < draft->n_channels; i++)
 	{
 		if (!one_of(draft->channels[i], known_channels, lengthof(known_channels)))
@@ -213,11 +214,14 @@ static bool
 check_times(const SentdmDraft *draft, TimestampTz now, SentdmComplaint *complaint)
 {
 	if (TIMESTAMP_NOT_FINITE(draft->send_at))
-		return invalid(complaint, "argument \"send_at\" is infinite", NULL);
+		return invalid(complaint, "argument \"send_at\" is infinite",
+					   "Give a time, or leave it out to send at once.");
 	if (draft->expires_at <= now)
-		return invalid(complaint, "argument \"expires_at\" is in the past", NULL);
+		return invalid(complaint, "argument \"expires_at\" is in the past",
+					   "Give a time in the future, such as now() + interval '5 minutes'.");
 	if (draft->expires_at <= draft->send_at)
-		return invalid(complaint, "argument \"expires_at\" is not after \"send_at\"", NULL);
+		return invalid(complaint, "argument \"expires_at\" is not after \"send_at\"",
+					   "Such a message would expire before it is due.");
 	return true;
 }
 
@@ -231,7 +235,8 @@ check_extra(const Jsonb *extra, SentdmComplaint *complaint)
 	if (extra == NULL)
 		return true;
 	if (!JB_ROOT_IS_OBJECT(extra))
-		return invalid(complaint, "argument \"extra\" is not a JSON object", NULL);
+		return invalid(complaint, "argument \"extra\" is not a JSON object",
+					   "Use jsonb_build_object('field', value, ...).");
 	it = JsonbIteratorInit((JsonbContainer *) &extra->root);
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 	{
@@ -399,7 +404,8 @@ check_request(Jsonb *request, SentdmComplaint *complaint)
 						"Shorten \"body\" or \"parameters\", or send to fewer recipients at once.");
 	if (!has_utf8_form(text.data, text.len))
 		return complain(complaint, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
-						"a text argument has no form in UTF-8", NULL);
+						"a text argument has no form in UTF-8",
+						"The API takes UTF-8 only.");
 	pfree(text.data);
 	return true;
 }
