@@ -8,10 +8,10 @@
 
 #include <limits.h>
 
-#include "portability/instr_time.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "flight.h"
 #include "sentdm.h"
 
@@ -21,15 +21,6 @@
 #define ANSWER_BASE (64 * 1024)
 #define ANSWER_PER_COPY 1024
 #define ANSWER_LIMIT (64 * 1024 * 1024)
-
-static int64
-monotonic_us(void)
-{
-	instr_time	now;
-
-	INSTR_TIME_SET_CURRENT(now);
-	return (int64) INSTR_TIME_GET_MICROSEC(now);
-}
 
 static int64
 age_ms(TimestampTz since, TimestampTz now)
@@ -164,7 +155,7 @@ not_submitted(SentdmFlight *flight, SentdmMessage *kept, const SentdmAttempt *at
 	memset(&reply, 0, sizeof(reply));
 	reply.transport = SENTDM_NOT_REACHED;
 	reply.retry_after_ms = -1;
-	decision = sentdm_drain_finished(&flight->drain, attempt, &reply, monotonic_us(),
+	decision = sentdm_drain_finished(&flight->drain, attempt, &reply, sentdm_clock_us(),
 									 (int64) time(NULL));
 	end_unsent(flight, kept, &decision);
 }
@@ -187,7 +178,7 @@ sentdm_flight_submit(SentdmFlight *flight, const SentdmMessage *message)
 		end_unsent(flight, kept, &decision);
 		return;
 	}
-	sentdm_drain_started(&flight->drain, message->recipients, monotonic_us());
+	sentdm_drain_started(&flight->drain, message->recipients, sentdm_clock_us());
 	if (!post(flight, message, kept))
 	{
 		not_submitted(flight, kept, &attempt);
@@ -309,7 +300,7 @@ conclude(SentdmFlight *flight, const SentdmHttpResult *result)
 	if (answer.request_id[0] == '\0')
 		strlcpy(answer.request_id, result->request_id, sizeof(answer.request_id));
 	reply = reply_of(result, &answer);
-	decision = sentdm_drain_finished(&flight->drain, &attempt, &reply, monotonic_us(),
+	decision = sentdm_drain_finished(&flight->drain, &attempt, &reply, sentdm_clock_us(),
 									 (int64) time(NULL));
 	if (decision.action != SENTDM_DO_ACCEPT)
 		answer.n_sent = 0;
@@ -360,6 +351,4 @@ sentdm_flight_settled(SentdmFlight *flight)
 		pfree(outcome->message);
 	}
 	flight->n_outcomes = 0;
-	flight->new_pause = SENTDM_PAUSE_NONE;
-	flight->unpause = false;
 }

@@ -1,0 +1,191 @@
+/*
+ * account.c
+ *		The account that a worker sends for: its key, its URL, and its pauses.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "utils/timestamp.h"
+
+#include "account.h"
+#include "clock.h"
+#include "sentdm.h"
+
+#define KEY_POLL_MS 5000
+
+SentdmDrainSettings
+sentdm_drain_settings(void)
+{
+	SentdmDrainSettings settings;
+
+	settings.max_in_flight = sentdm_max_in_flight;
+	settings.requests = sentdm_rate_limit();
+	settings.messages = sentdm_message_rate_limit();
+	settings.retry_min_ms = sentdm_retry_min_ms;
+	settings.retry_max_ms = Max(sentdm_retry_min_ms, sentdm_retry_max_ms);
+	settings.give_up_after_ms = (int64) sentdm_give_up_after_s * 1000;
+	settings.uncertain_after_ms = (int64) sentdm_uncertain_after_s * 1000;
+	return settings;
+}
+
+static int64
+hash_of_key(const char *key)
+{
+	return (int64) hash_bytes_extended((const unsigned char *) key, (int) strlen(key), 0);
+}
+
+static void
+pause_for_settings(SentdmAccount *account, const char *why)
+{
+	SentdmFlight *flight = account->flight;
+
+	if (flight->drain.pause != SENTDM_PAUSE_NONE)
+		return;
+	sentdm_drain_pause(&flight->drain, SENTDM_PAUSE_CREDENTIALS, -1, sentdm_clock_us());
+	flight->new_pause = SENTDM_PAUSE_CREDENTIALS;
+	flight->probe_after_ms = -1;
+	strlcpy(flight->report.trouble, why, sizeof(flight->report.trouble));
+}
+
+bool
+sentdm_account_paused_for_key(const SentdmAccount *account)
+{
+	SentdmPause pause = account->flight->drain.pause;
+
+	return pause == SENTDM_PAUSE_CREDENTIALS || pause == SENTDM_PAUSE_FORBIDDEN;
+}
+
+void
+sentdm_account_read_key(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+	char		key[SENTDM_MAX_KEY];
+	const char *trouble = sentdm_read_api_key(key);
+
+	account->key_read_at = GetCurrentTimestamp();
+	if (trouble == NULL)
+		trouble = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http);
+	if (trouble != NULL)
+		pause_for_settings(account, trouble);
+	else if (sentdm_account_paused_for_key(account) &&
+			 hash_of_key(key) != account->sender.key_hash)
+	{
+		sentdm_drain_resume(&flight->drain, sentdm_clock_us());
+		flight->unpause = true;
+		flight->new_pause = SENTDM_PAUSE_NONE;
+	}
+	memcpy(flight->api_key, key, sizeof(key));
+	explicit_bzero(key, sizeof(key));
+}
+
+bool
+sentdm_account_key_is_due(const SentdmAccount *account)
+{
+	return sentdm_account_paused_for_key(account) &&
+		TimestampDifferenceExceeds(account->key_read_at, GetCurrentTimestamp(), KEY_POLL_MS);
+}
+
+void
+sentdm_account_open_http(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+	SentdmHttpOptions options;
+
+	sentdm_http_destroy(flight->http);
+	/* With an unusable URL nothing is sent: reading the key pauses for it. */
+	options.base_url = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http) ?
+		"https://api.sent.dm" : sentdm_base_url;
+	options.ca_file = sentdm_ca_file;
+	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_VERSION;
+	options.insecure_http = sentdm_allow_insecure_http;
+	options.max_in_flight = sentdm_max_in_flight;
+	options.connect_timeout_ms = sentdm_connect_timeout_ms;
+	options.request_timeout_ms = sentdm_request_timeout_ms;
+	flight->http = sentdm_http_create(&options);
+	if (flight->http == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize the HTTP client")));
+}
+
+void
+sentdm_account_follow_sender(SentdmAccount *account)
+{
+	SentdmDrain *drain = &account->flight->drain;
+	const SentdmSender *sender = &account->sender;
+
+	if (sender->pause != SENTDM_PAUSE_NONE)
+	{
+		if (sender->pause != drain->pause)
+			sentdm_drain_pause(drain, sender->pause, sender->probe_after_ms, sentdm_clock_us());
+	}
+	else if (drain->pause != SENTDM_PAUSE_NONE && account->flight->new_pause == SENTDM_PAUSE_NONE)
+	{
+		sentdm_drain_resume(drain, sentdm_clock_us());
+		sentdm_account_read_key(account);
+	}
+}
+
+bool
+sentdm_account_is_unsettled(const SentdmAccount *account)
+{
+	return account->flight->new_pause != SENTDM_PAUSE_NONE || account->flight->unpause;
+}
+
+static const char *
+pause_reason(const SentdmAccount *account)
+{
+	const SentdmFlight *flight = account->flight;
+
+	switch (flight->new_pause)
+	{
+		case SENTDM_PAUSE_CREDENTIALS:
+			return flight->report.trouble[0] ? flight->report.trouble :
+				"Sent does not accept the API key";
+		case SENTDM_PAUSE_FORBIDDEN:
+			return "the account may not send, or the base URL is not the API's";
+		case SENTDM_PAUSE_SUSPENDED:
+			return "the account is suspended";
+		case SENTDM_PAUSE_BALANCE:
+			return "the account has no credit";
+		case SENTDM_PAUSE_QUOTA:
+			return "the account's quota is used up";
+		case SENTDM_PAUSE_CERTIFICATE:
+			return "the certificate of the API is not trusted";
+		default:
+			return "paused";
+	}
+}
+
+void
+sentdm_account_store_pause(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+
+	if (flight->new_pause != SENTDM_PAUSE_NONE)
+	{
+		account->sender.key_hash = hash_of_key(flight->api_key);
+		sentdm_sender_pause(flight->new_pause, pause_reason(account), flight->probe_after_ms,
+							account->sender.key_hash);
+	}
+	else if (flight->unpause)
+		sentdm_sender_unpause();
+}
+
+void
+sentdm_account_announce_pause(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+
+	if (flight->new_pause != SENTDM_PAUSE_NONE)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sentdm has paused sending: %s", pause_reason(account)),
+				 errhint("See sentdm.problems and sentdm_health(); sentdm_resume() tries again.")));
+		if (flight->report.trouble[0] == '\0')
+			strlcpy(flight->report.trouble, pause_reason(account), sizeof(flight->report.trouble));
+	}
+	flight->new_pause = SENTDM_PAUSE_NONE;
+	flight->unpause = false;
+}

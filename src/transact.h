@@ -1,0 +1,40 @@
+/*
+ * transact.h
+ *		Transactions of the worker: short, durable where it matters, and with an
+ *		error that does not end the process.
+ */
+#ifndef SENTDM_TRANSACT_H
+#define SENTDM_TRANSACT_H
+
+#include "datatype/timestamp.h"
+
+/* When a transaction failed, the next one waits for a while. */
+typedef struct SentdmBackoff
+{
+	int			delay_ms;		/* 0: the last transaction went well */
+	TimestampTz until;
+} SentdmBackoff;
+
+/*
+ * Give the session settings that the server, the database or a role must not
+ * weaken: durable commits, short waits for locks, plans that suit a queue.
+ */
+extern void sentdm_fix_settings(void);
+
+/* Begin and commit; the memory context is the same afterwards. */
+extern void sentdm_begin(void);
+extern void sentdm_commit(void);
+
+/* The current transaction may be lost in a crash of the server, to save a flush. */
+extern void sentdm_commit_may_be_lost(void);
+
+/*
+ * Run body(arg) as a transaction.  False: it failed, and changed nothing; the
+ * reason was logged without what it may quote, and the backoff was set.
+ */
+extern bool sentdm_transact(SentdmBackoff *backoff, void (*body) (void *), void *arg);
+
+/* Is it too early for the next try? */
+extern bool sentdm_backing_off(const SentdmBackoff *backoff);
+
+#endif							/* SENTDM_TRANSACT_H */
