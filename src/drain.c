@@ -252,7 +252,9 @@ shut(SentdmBucket *bucket, int64_t until_us)
  * Those that were in flight with it bring further ones; they may lengthen the
  * wait but slow down no further.  The buckets are emptied and shut until then,
  * or the wait would save up a burst.  Without a Retry-After the wait grows as
- * the rate falls: our idea of the limit may be far from theirs.
+ * the rate falls, for our idea of the limit may be far from theirs; and at the
+ * lowest rate their window of a minute passes with nothing in it, in case that
+ * it counts what it refuses.
  */
 static void
 slow_down(SentdmDrain *drain, int64_t retry_after_ms, int64_t now_us)
@@ -269,7 +271,8 @@ slow_down(SentdmDrain *drain, int64_t retry_after_ms, int64_t now_us)
 	if (retry_after_ms >= 0)
 		wait_ms = min64(max64(retry_after_ms, SECOND_MS), HOUR_MS);
 	else
-		wait_ms = (int64_t) ((double) SECOND_MS / drain->slowdown);
+		wait_ms = drain->slowdown > MIN_SLOWDOWN ?
+			(int64_t) ((double) SECOND_MS / drain->slowdown) : 61 * SECOND_MS;
 	wait_ms += uniform(drain, 0, max64(wait_ms / 10, 250));
 	drain->blocked_until_us = max64(drain->blocked_until_us,
 									now_us + min64(wait_ms, HOUR_MS) * MS_US);

@@ -68,9 +68,21 @@ sentdm_commit(void)
 }
 
 void
+sentdm_require_durable_commit(void)
+{
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		elog(ERROR, "a claim would not be durable");
+}
+
+void
 sentdm_commit_may_be_lost(void)
 {
-	(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE,
+	/*
+	 * The source must be the session: a value from PGC_S_OVERRIDE would become the
+	 * default that the end of the transaction returns to, and no later claim would
+	 * wait for the disk.
+	 */
+	(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 }
 

@@ -25,6 +25,9 @@ extern void sentdm_fix_settings(void);
 extern void sentdm_begin(void);
 extern void sentdm_commit(void);
 
+/* Raises an error unless the commit of this transaction will wait for the disk. */
+extern void sentdm_require_durable_commit(void);
+
 /* The current transaction may be lost in a crash of the server, to save a flush. */
 extern void sentdm_commit_may_be_lost(void);
 

@@ -246,6 +246,7 @@ claim_body(void *arg)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		exhausted = false;
 
+	sentdm_require_durable_commit();
 	worker->n_claimed = 0;
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{

@@ -32,17 +32,17 @@
 #define HOUR			(60 * MINUTE)
 #define NEVER			INT64_MAX
 
-#define MAX_MESSAGES	12
+#define MAX_MESSAGES	20
 #define MAX_RECIPIENTS	6
 #define MAX_CHANNELS	2
-#define MAX_ROWS		64
-#define MAX_REQUESTS	64
-#define MAX_OPERATIONS	96
+#define MAX_ROWS		128
+#define MAX_REQUESTS	128
+#define MAX_OPERATIONS	128
 #define MAX_WINDOWS		4
-#define MAX_ENTRIES		192
+#define MAX_ENTRIES		256
 #define MAX_IDS			1024
 #define MAX_ARRIVALS	4096
-#define MAX_LIVES		4096
+#define MAX_STEPS		2000000
 
 /* 2026-09-14 16:11:50 UTC; the monotonic clock starts elsewhere */
 #define WALL_BASE		(INT64_C(1789402310) * SECOND)
@@ -350,7 +350,8 @@ typedef enum OperationKind
 	KILL_WORKER,
 	CRASH_SERVER,
 	FLUSH,						/* the WAL writer */
-	JUMP						/* the clock is set */
+	JUMP,						/* the clock is set */
+	ROLL_BACK					/* of what DIRTY_READ saw */
 } OperationKind;
 
 typedef struct Operation
@@ -390,13 +391,16 @@ typedef struct World
 	int64_t		now;			/* monotonic */
 	int64_t		clock_error;	/* of the wall clock */
 	bool		server_up;
+	int64_t		crashed_at;		/* the server, last */
 	Database	visible;
 	Database	durable;
 	Wish		wishes[MAX_MESSAGES];
 	int			n_messages;
-	bool		written[MAX_MESSAGES];	/* by a transaction still open */
 	Operation	operations[MAX_OPERATIONS];
 	int			n_operations;
+	int			next_operation;
+	int64_t		visit_at;		/* when somebody looks after it all */
+	int			steps;
 	Window		windows[MAX_WINDOWS];
 	int			n_windows;
 	int64_t		faults_end;
@@ -606,6 +610,8 @@ has_rows(int message)
 static Row *
 insert_row(int message, int part, unsigned recipients, int64_t due_at)
 {
+	if (find_row(message, part) != NULL)
+		violate("I3: message %d has part %d twice", message, part);
 	for (int i = 0; i < MAX_ROWS; i++)
 	{
 		Row		   *row = &world.visible.rows[i];
@@ -1001,21 +1007,16 @@ execute(Request *request)
 static void
 look_at_request(Request *request)
 {
-	int64_t		wait_ms;
-
 	request->server_at = NEVER;
 	if (answer_known_key(request))
 	{
-		if (request->stage != WAITING || request->server_at == NEVER)
+		if (request->server_at == NEVER)
 			request->stage = DONE;
 		return;
 	}
 	request->stage = DONE;
-	if (refuse_request(request))
-		return;
-	wait_ms = 0;
-	(void) wait_ms;
-	execute(request);
+	if (!refuse_request(request))
+		execute(request);
 }
 
 static void
@@ -1288,6 +1289,7 @@ crash_server(int64_t down_for)
 	totals.server_crashes++;
 	trace("the server crashes, for %.1f s", (double) down_for / 1000000);
 	world.visible = world.durable;
+	world.crashed_at = world.now;
 	kill_worker(down_for);
 	world.server_up = false;
 }
@@ -1350,7 +1352,6 @@ note_pause(SentdmPause before, const SentdmDecision *decision)
 		worker->new_pause = decision->pause;
 		worker->probe_after_ms = decision->probe_after_ms;
 		worker->unpause = false;
-		worker->silenced = decision->probe_after_ms < 0;
 	}
 	else if (before != SENTDM_PAUSE_NONE && worker->drain.pause == SENTDM_PAUSE_NONE)
 	{
@@ -1381,10 +1382,13 @@ mutate_reply(SentdmReply *reply)
 
 /* What must hold from here on, whatever drain.c thinks of it. */
 static void
-note_limit(const SentdmReply *reply)
+note_stop(const SentdmReply *reply)
 {
 	int64_t		wait_ms;
 
+	if (reply->transport == SENTDM_ANSWERED && reply->readable &&
+		(reply->http_status == 401 || reply->http_status == 403))
+		world.worker.silenced = true;
 	if (reply->transport != SENTDM_ANSWERED || reply->http_status != 429 ||
 		strcmp(reply->error_code, "LIMIT_001") == 0)
 		return;
@@ -1402,7 +1406,7 @@ collect(Request *request)
 	SentdmDecision decision;
 
 	if (before == SENTDM_PAUSE_NONE || worker->drain.probing)
-		note_limit(&request->reply);
+		note_stop(&request->reply);
 	mutate_reply(&request->reply);
 	decision = sentdm_drain_finished(&worker->drain, &attempt, &request->reply, world.now, wall() / SECOND);
 	trace("answer to %s: %d %s%s -> action %d%s%s in %lld ms", key_text(&request->claim),
@@ -1736,26 +1740,35 @@ wake_worker(void)
 static void
 end_transaction(const Operation *operation)
 {
-	bool		lost = !world.server_up;
+	bool		lost = !world.server_up || world.crashed_at >= operation->began_at;
 
-	for (int i = operation->message; i < operation->message + operation->messages; i++)
-	{
-		if (mutation == DIRTY_READ && world.written[i])
-		{
-			/* it was there from the beginning; undo what must not be */
-			if (lost || !operation->commits)
-				world.visible.messages[i].exists = false;
-			continue;
-		}
-		if (!lost && operation->commits && world.operations[0].kind >= 0)
-			insert_message(i);
-		totals.messages++;
-	}
 	trace("transaction of %d to %d %s", operation->message, operation->message + operation->messages - 1,
 		  lost ? "is lost" : !operation->commits ? "rolls back" : operation->durable ? "commits" : "commits, not durably");
-	if (!lost && operation->commits)
-		commit(operation->durable);
+	totals.messages += operation->messages;
+	if (lost || !operation->commits)
+		return;
+	for (int i = operation->message; i < operation->message + operation->messages; i++)
+		insert_message(i);
+	commit(operation->durable);
 	wake_worker();
+}
+
+/* With DIRTY_READ, what was seen too early goes away again. */
+static void
+roll_back(const Operation *operation)
+{
+	for (int i = 0; i < MAX_ROWS; i++)
+	{
+		Row		   *row = &world.visible.rows[i];
+
+		if (row->used && row->message >= operation->message &&
+			row->message < operation->message + operation->messages)
+			row->used = false;
+	}
+	for (int i = operation->message; i < operation->message + operation->messages; i++)
+		world.visible.messages[i].exists = false;
+	commit(true);
+	trace("transaction of %d to %d rolls back", operation->message, operation->message + operation->messages - 1);
 }
 
 static void
@@ -1781,6 +1794,9 @@ resume_queue(void)
 	commit(true);
 	if (world.worker.alive)
 	{
+		/* a lockout belongs to the key, which may be another one now */
+		if (world.worker.drain.pause == SENTDM_PAUSE_CREDENTIALS)
+			world.worker.silent_until = 0;
 		sentdm_drain_resume(&world.worker.drain, world.now);
 		world.worker.new_pause = SENTDM_PAUSE_NONE;
 		world.worker.silenced = false;
@@ -1862,6 +1878,9 @@ operate(const Operation *operation)
 		case JUMP:
 			jump(operation->amount);
 			break;
+		case ROLL_BACK:
+			roll_back(operation);
+			break;
 	}
 }
 
@@ -1911,6 +1930,20 @@ wish(void)
 	return w;
 }
 
+static void
+see_early(Operation *operation)
+{
+	if (!operation->commits)
+	{
+		Operation  *end = plan(ROLL_BACK, operation->at);
+
+		end->message = operation->message;
+		end->messages = operation->messages;
+	}
+	operation->at = operation->began_at;
+	operation->commits = true;
+}
+
 /* Transactions, and what people do about their messages afterwards. */
 static void
 plan_messages(int64_t span)
@@ -1928,6 +1961,8 @@ plan_messages(int64_t span)
 		operation->messages = (int) min64(between(1, 5), world.n_messages - i);
 		operation->commits = chance(850);
 		operation->durable = chance(600);
+		if (mutation == DIRTY_READ)
+			see_early(operation);
 		for (int j = 0; j < operation->messages; j++)
 		{
 			int64_t		committed_at = operation->at;
@@ -2037,5 +2072,399 @@ plan_everything(uint64_t seed)
 	plan_trouble(span);
 	for (int i = 0; i < world.n_operations; i++)
 		world.faults_end = max64(world.faults_end, world.operations[i].at);
+	world.visit_at = world.faults_end + 1;
 	qsort(world.operations, (size_t) world.n_operations, sizeof(Operation), by_time);
+}
+
+/*
+ * The promises.
+ */
+
+/* How often the message reached a recipient on a channel; generation 0: any. */
+static int
+effects(int message, int recipient, int generation)
+{
+	int			n = 0;
+
+	for (int i = 0; i < world.n_entries; i++)
+	{
+		const Entry *entry = &world.entries[i];
+
+		if (entry->message == message && (entry->recipients & (1u << recipient)) != 0 &&
+			(generation == 0 || entry->generation == generation))
+			n++;
+	}
+	return n;
+}
+
+static void
+check_recipient(int n, int recipient)
+{
+	const Message *message = &world.visible.messages[n];
+	State		fate = message->fate[recipient];
+
+	if (fate == QUEUED)
+		violate("I1: message %d, recipient %d never came to an end", n, recipient);
+	if (fate == ACCEPTED && effects(n, recipient, 0) == 0)
+		violate("I1: message %d, recipient %d is accepted here, but not by Sent", n, recipient);
+	if ((fate == FAILED || fate == EXPIRED) && !message->unknown[recipient] &&
+		effects(n, recipient, message->generation) > 0)
+		violate("I1: message %d, recipient %d is %s, but Sent accepted it", n, recipient, state_names[fate]);
+	if (fate == CANCELLED && effects(n, recipient, message->generation) > 0)
+		violate("I7: message %d, recipient %d is cancelled, but Sent accepted it", n, recipient);
+	if (effects(n, recipient, 0) > 1 + message->risks[recipient])
+		violate("I4: message %d, recipient %d was accepted %d times", n, recipient, effects(n, recipient, 0));
+}
+
+/* A reason must be true. */
+static void
+check_reason(int n)
+{
+	const Message *message = &world.visible.messages[n];
+	const char *code = message->error_code;
+
+	if (message->state == EXPIRED && message->expires_at == NEVER)
+		violate("I1: message %d is expired, but never expires", n);
+	if (message->state == UNCERTAIN && world.left[n] == 0 && world.deaths[n] == 0)
+		violate("I1: message %d is uncertain, but was never sent", n);
+	if (message->state != FAILED)
+		return;
+	if (code == NULL && world.refusals[n] == 0)
+		violate("I1: message %d is refused, but not by Sent", n);
+	if (code != NULL && strcmp(code, "worker_crash") == 0 && world.deaths[n] < SENTDM_MAX_CRASHES)
+		violate("I1: message %d is said to kill workers, but does not", n);
+}
+
+static void
+check_message(int n)
+{
+	const Message *message = &world.visible.messages[n];
+
+	if (!message->exists)
+	{
+		if (world.left[n] > 0)
+			violate("I2: message %d was sent, but not committed", n);
+		return;
+	}
+	if (message->state == QUEUED)
+		violate("I1: message %d never came to an end", n);
+	totals.ends[message->state]++;
+	for (int i = 0; i < world.wishes[n].recipients; i++)
+		check_recipient(n, i);
+	check_reason(n);
+}
+
+/* I5, as Sent sees it: what arrived in any window. */
+static void
+check_rate(const SentdmRate *rate, int64_t most, bool recipients)
+{
+	int64_t		sum = 0;
+	int			first = 0;
+
+	if (rate->amount == 0)
+		return;
+	for (int i = 0; i < world.n_arrivals; i++)
+	{
+		sum += recipients ? world.arrivals[i].recipients : 1;
+		while (world.arrivals[first].at <= world.arrivals[i].at - rate->window_us)
+		{
+			sum -= recipients ? world.arrivals[first].recipients : 1;
+			first++;
+		}
+		if (sum > most)
+		{
+			violate("I5: %lld %s in %.3f s, where %lld may", (long long) sum,
+					recipients ? "recipients" : "requests", (double) rate->window_us / 1000000, (long long) most);
+			return;
+		}
+	}
+}
+
+static void
+check_deliveries(void)
+{
+	for (int i = 0; i < world.n_entries; i++)
+	{
+		const Entry *entry = &world.entries[i];
+
+		for (int id = entry->first_id; id < entry->first_id + entry->ids; id++)
+		{
+			if (has_bit(world.visible.settled, i) && !has_bit(world.visible.deliveries, id))
+				violate("I9: id %d was accepted and settled, but is not in deliveries", id);
+		}
+	}
+}
+
+/*
+ * A request with more recipients than its share of the bucket makes a debt that
+ * a dying worker forgets; the limit of recipients holds up to that.
+ */
+static void
+check_promises(void)
+{
+	int64_t		debts = world.worker.life;
+
+	for (int i = 0; i < world.n_messages; i++)
+		check_message(i);
+	check_rate(&world.settings.requests, world.most_requests, false);
+	check_rate(&world.settings.messages, world.settings.messages.amount + debts * MAX_RECIPIENTS, true);
+	check_deliveries();
+}
+
+/*
+ * The course of events.
+ */
+
+/* Somebody fixes what only a person can fix, once it can be fixed. */
+static void
+visit(void)
+{
+	world.visit_at = world.now + 10 * MINUTE;
+	if (world.visible.pause != SENTDM_PAUSE_NONE && world.visible.probe_at == NEVER)
+		resume_queue();
+}
+
+static int64_t
+worker_time(void)
+{
+	const Worker *worker = &world.worker;
+	int64_t		at = worker->wake_at;
+
+	if (worker->submit_at != NEVER)
+		return worker->submit_at;
+	for (int i = 0; worker->alive && i < world.n_requests; i++)
+	{
+		const Request *request = &world.requests[i];
+
+		if (request->used && request->life == worker->life && request->client_at < at)
+			at = request->client_at;
+	}
+	return at;
+}
+
+static void
+run_worker(void)
+{
+	if (!world.worker.alive)
+	{
+		world.server_up = true;
+		start_worker();
+	}
+	else if (world.worker.submit_at != NEVER)
+		submit();
+	else
+		work();
+}
+
+static void
+run_request(Request *request)
+{
+	if (request->stage == CONNECTING)
+		leave(request);
+	else
+		serve(request);
+	if (request->stage == DONE && request->life == 0)
+		request->used = false;
+}
+
+static Request *
+next_request(void)
+{
+	Request    *next = NULL;
+
+	for (int i = 0; i < world.n_requests; i++)
+	{
+		Request    *request = &world.requests[i];
+
+		if (request->used && request->stage != DONE &&
+			(next == NULL || request->server_at < next->server_at))
+			next = request;
+	}
+	return next;
+}
+
+static void
+step(void)
+{
+	Operation  *operation = world.next_operation < world.n_operations ?
+		&world.operations[world.next_operation] : NULL;
+	Request    *request = next_request();
+	int64_t		worker_at = worker_time();
+	int64_t		at = worker_at;
+
+	if (operation != NULL)
+		at = min64(at, operation->at);
+	if (request != NULL)
+		at = min64(at, request->server_at);
+	at = min64(at, world.visit_at);
+	world.now = max64(world.now, at);
+	world.steps++;
+	if (operation != NULL && operation->at == at)
+	{
+		world.next_operation++;
+		operate(operation);
+	}
+	else if (request != NULL && request->server_at == at)
+		run_request(request);
+	else if (worker_at == at)
+		run_worker();
+	else
+		visit();
+}
+
+static bool
+is_over(void)
+{
+	if (world.next_operation < world.n_operations || next_request() != NULL ||
+		!world.worker.alive || anything_to_settle() || world.worker.submit_at != NEVER)
+		return false;
+	for (int i = 0; i < MAX_ROWS; i++)
+	{
+		if (world.visible.rows[i].used)
+			return false;
+	}
+	return true;
+}
+
+/* True: all promises were kept. */
+static bool
+run_schedule(uint64_t seed)
+{
+	plan_everything(seed);
+	if (verbose)
+		printf("# schedule %llu: %d messages, %lld requests in %.1f s, at most %d at once\n",
+			   (unsigned long long) seed, world.n_messages, (long long) world.settings.requests.amount,
+			   (double) world.settings.requests.window_us / 1000000, world.settings.max_in_flight);
+	while (!is_over() && world.violation[0] == '\0')
+	{
+		step();
+		if (world.now > world.faults_end + PATIENCE)
+		{
+			trace("patience is over");
+			break;
+		}
+		if (world.steps > MAX_STEPS)
+			violate("I1: much is done and nothing comes of it");
+	}
+	if (world.violation[0] == '\0')
+		check_promises();
+	totals.steps += world.steps;
+	return world.violation[0] == '\0';
+}
+
+/*
+ * Each mutation has to be noticed.
+ */
+static int
+self_test(uint64_t seed, int64_t limit)
+{
+	int			failed = 0;
+
+	for (int m = NO_MUTATION + 1; m < MUTATIONS; m++)
+	{
+		int64_t		n = 0;
+
+		mutation = (Mutation) m;
+		while (n < limit && run_schedule(seed + (uint64_t) n))
+			n++;
+		if (n < limit && world.violation[0] == 'I')
+			printf("ok %d - %s (%s): after %lld schedules, %s\n", m, mutation_names[m], mutation_texts[m],
+				   (long long) n + 1, world.violation);
+		else
+		{
+			failed++;
+			printf("not ok %d - %s (%s): %s\n", m, mutation_names[m], mutation_texts[m],
+				   n < limit ? world.violation : "not noticed");
+		}
+		fflush(stdout);
+	}
+	printf("1..%d\n%d passed, %d failed\n", MUTATIONS - 1, MUTATIONS - 1 - failed, failed);
+	return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static void
+report(int64_t schedules, double seconds)
+{
+	printf("# %.1f s, %.0f schedules/s, %lld steps\n", seconds, (double) schedules / seconds, (long long) totals.steps);
+	printf("# %lld messages, %lld requests, %lld accepted, %lld answers repeated, %lld times in flight (409)\n",
+		   (long long) totals.messages, (long long) totals.requests, (long long) totals.accepted,
+		   (long long) totals.repeated, (long long) totals.busy);
+	printf("# %lld times limited, %lld pauses, %lld workers died, %lld times with the server\n",
+		   (long long) totals.limited, (long long) totals.pauses, (long long) totals.deaths,
+		   (long long) totals.server_crashes);
+	printf("# ends:");
+	for (int i = ACCEPTED; i <= UNCERTAIN; i++)
+		printf(" %lld %s", (long long) totals.ends[i], state_names[i]);
+	putchar('\n');
+}
+
+static int
+simulate(uint64_t seed, int64_t schedules)
+{
+	clock_t		begin = clock();
+	int64_t		failed = 0;
+
+	for (int64_t i = 0; i < schedules; i++)
+	{
+		if (run_schedule(seed + (uint64_t) i))
+			continue;
+		failed++;
+		printf("not ok - seed %llu: %s\n", (unsigned long long) (seed + (uint64_t) i), world.violation);
+		if (failed == 20)
+		{
+			printf("# enough\n");
+			schedules = i + 1;
+		}
+	}
+	report(schedules, (double) (clock() - begin) / CLOCKS_PER_SEC + 1e-9);
+	printf("%lld passed, %lld failed\n", (long long) (schedules - failed), (long long) failed);
+	return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static int
+usage(const char *program)
+{
+	printf("usage: %s [--schedules N] [--seed S] [--verbose] [--mutate NAME] [--self-test]\n\nmutations:\n", program);
+	for (int i = 0; i < MUTATIONS; i++)
+		printf("  %-20s %s\n", mutation_names[i], mutation_texts[i]);
+	return EXIT_FAILURE;
+}
+
+static bool
+choose_mutation(const char *name)
+{
+	for (int i = 0; i < MUTATIONS; i++)
+	{
+		if (strcmp(name, mutation_names[i]) == 0)
+		{
+			mutation = (Mutation) i;
+			return true;
+		}
+	}
+	return false;
+}
+
+int
+main(int argc, char **argv)
+{
+	int64_t		schedules = 20000;
+	uint64_t	seed = 1;
+	bool		test_checker = false;
+
+	for (int i = 1; i < argc; i++)
+	{
+		if (strcmp(argv[i], "--verbose") == 0)
+			verbose = true;
+		else if (strcmp(argv[i], "--self-test") == 0)
+			test_checker = true;
+		else if (strcmp(argv[i], "--schedules") == 0 && i + 1 < argc)
+			schedules = strtoll(argv[++i], NULL, 10);
+		else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+			seed = strtoull(argv[++i], NULL, 10);
+		else if (strcmp(argv[i], "--mutate") != 0 || i + 1 == argc || !choose_mutation(argv[++i]))
+			return usage(argv[0]);
+	}
+	if (schedules < 1)
+		return usage(argv[0]);
+	return test_checker ? self_test(seed, schedules) : simulate(seed, schedules);
 }
