@@ -229,6 +229,12 @@ REVOKE ALL ON FUNCTION sentdm_send_batch(jsonb) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_send_batch(jsonb)
 IS 'send an array of messages, each an object keyed by the arguments of sentdm_send(); a bad one yields its error, the others are sent';
 
+CREATE FUNCTION sentdm_send_trigger() RETURNS trigger
+AS 'MODULE_PATHNAME', 'sentdm_send_trigger' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_send_trigger() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_send_trigger()
+IS 'send a message for each row; arguments such as recipient=COLUMN, template=NAME, parameters.X=COLUMN';
+
 CREATE FUNCTION sentdm_cancel(message_id uuid) RETURNS boolean
 AS 'MODULE_PATHNAME', 'sentdm_cancel' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -455,3 +461,236 @@ FROM sentdm.webhook_secrets w WHERE w.valid_until IS NULL OR w.valid_until > now
 $$;
 REVOKE ALL ON FUNCTION sentdm_health() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? one row a check';
+
+--
+-- Asking the API
+--
+
+CREATE FUNCTION sentdm_api(method text, path text, body jsonb DEFAULT NULL) RETURNS jsonb
+AS 'MODULE_PATHNAME', 'sentdm_api' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_api(text, text, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_api(text, text, jsonb)
+IS 'call the API once and wait for the answer; returns its data, or raises an error with the API''s code in DETAIL';
+
+CREATE FUNCTION sentdm.api_rows(path text, field text) RETURNS SETOF jsonb
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	page_size CONSTANT integer := 100;
+	data jsonb;
+	found jsonb;
+BEGIN
+	FOR page IN 1 .. 10000 LOOP
+		data := @extschema@.sentdm_api('GET', format('%s?page=%s&page_size=%s', path, page, page_size));
+		found := CASE WHEN jsonb_typeof(data) = 'array' THEN data ELSE coalesce(data -> field, '[]') END;
+		RETURN QUERY SELECT * FROM jsonb_array_elements(found);
+		EXIT WHEN jsonb_array_length(found) = 0
+			OR NOT coalesce((data #>> '{pagination,has_more}')::boolean, jsonb_array_length(found) = page_size);
+	END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION sentdm.api_rows(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.api_rows(text, text) IS 'internal: all pages of a list of the API';
+
+CREATE FUNCTION sentdm_me()
+RETURNS TABLE (id text, type text, name text, email text, status text, channels jsonb, settings jsonb)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT m ->> 'id', m ->> 'type', m ->> 'name', m ->> 'email', m ->> 'status', m -> 'channels', m -> 'settings'
+FROM @extschema@.sentdm_api('GET', '/v3/me') AS m
+$$;
+REVOKE ALL ON FUNCTION sentdm_me() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_me() IS 'the account that the API key belongs to';
+
+CREATE FUNCTION sentdm_templates()
+RETURNS TABLE (id text, name text, category text, language text, status text, channels text[], variables text[],
+	is_published boolean, created_at timestamptz, updated_at timestamptz)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT t ->> 'id', t ->> 'name', t ->> 'category', t ->> 'language', t ->> 'status',
+	ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(t -> 'channels') WHEN 'array' THEN t -> 'channels' ELSE '[]' END)),
+	ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(t -> 'variables') WHEN 'array' THEN t -> 'variables' ELSE '[]' END)),
+	(t ->> 'is_published')::boolean, (t ->> 'created_at')::timestamptz, (t ->> 'updated_at')::timestamptz
+FROM sentdm.api_rows('/v3/templates', 'templates') AS t
+$$;
+REVOKE ALL ON FUNCTION sentdm_templates() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_templates() IS 'the account''s templates';
+
+CREATE FUNCTION sentdm_contacts()
+RETURNS TABLE (id text, phone_number text, country_code text, available_channels text[], default_channel text,
+	opt_out boolean, created_at timestamptz, updated_at timestamptz)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT c ->> 'id', coalesce(c ->> 'format_e164', c ->> 'phone_number'), c ->> 'country_code',
+	string_to_array(replace(c ->> 'available_channels', ' ', ''), ','), c ->> 'default_channel',
+	(c ->> 'opt_out')::boolean, (c ->> 'created_at')::timestamptz, (c ->> 'updated_at')::timestamptz
+FROM sentdm.api_rows('/v3/contacts', 'contacts') AS c
+$$;
+REVOKE ALL ON FUNCTION sentdm_contacts() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_contacts() IS 'the account''s contacts';
+
+CREATE FUNCTION sentdm_lookup(phone text)
+RETURNS TABLE (phone_number text, is_valid boolean, country_code text, line_type text, carrier_name text,
+	is_ported boolean, is_voip boolean, mobile_country_code text, mobile_network_code text)
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF phone IS NULL OR phone !~ '^\+[1-9][0-9]{6,14}$' THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "phone" is not an E.164 number',
+			HINT = 'Write numbers with a plus sign and the country code, digits only, such as +14155550123.';
+	END IF;
+	RETURN QUERY SELECT l ->> 'phone_number', (l ->> 'is_valid')::boolean, l ->> 'country_code', l ->> 'line_type',
+		l ->> 'carrier_name', (l ->> 'is_ported')::boolean, (l ->> 'is_voip')::boolean,
+		l ->> 'mobile_country_code', l ->> 'mobile_network_code'
+	FROM @extschema@.sentdm_api('GET', '/v3/numbers/lookup/' || phone) AS l;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_lookup(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_lookup(text) IS 'what is known about a phone number: valid, line type, carrier';
+
+CREATE FUNCTION sentdm_refresh(message_id uuid) RETURNS SETOF sentdm.deliveries
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	ids uuid[] := ARRAY(SELECT d.sent_id FROM sentdm.deliveries d
+		WHERE d.message_id = $1 AND d.sent_id IS NOT NULL ORDER BY d.sent_id);
+	answers jsonb := '[]';
+	id uuid;
+BEGIN
+	-- Ask first and write afterwards: no row is locked while the network is waited for.
+	FOREACH id IN ARRAY ids LOOP
+		answers := answers || jsonb_build_array(jsonb_build_object('sent_id', id,
+			'answer', @extschema@.sentdm_api('GET', '/v3/messages/' || id)));
+	END LOOP;
+	UPDATE sentdm.deliveries d
+	SET status = lower(n.answer ->> 'status'), status_at = coalesce(n.at, d.status_at),
+		reason_code = n.answer ->> 'reason_code', reason = n.answer ->> 'reason',
+		price = coalesce((n.answer ->> 'price')::numeric, d.price),
+		channel = coalesce(d.channel, lower(n.answer ->> 'channel'))
+	FROM (SELECT (a ->> 'sent_id')::uuid AS sent_id, a -> 'answer' AS answer,
+			(SELECT max((e ->> 'timestamp')::timestamptz)
+			FROM jsonb_array_elements(CASE jsonb_typeof(a #> '{answer,events}') WHEN 'array' THEN a #> '{answer,events}' ELSE '[]' END) e) AS at
+		FROM jsonb_array_elements(answers) a) n
+	WHERE d.sent_id = n.sent_id AND n.answer ->> 'status' IS NOT NULL
+		-- a receipt that came in meanwhile may know more
+		AND (d.status_at IS NULL OR n.at IS NULL OR n.at >= date_trunc('second', d.status_at));
+	RETURN QUERY SELECT * FROM sentdm.deliveries d WHERE d.message_id = $1;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_refresh(uuid) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_refresh(uuid) IS 'ask the API for the present status of a message and store it';
+
+--
+-- Keeping house
+--
+
+CREATE FUNCTION sentdm_prune() RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	retention_s CONSTANT bigint := (SELECT setting::bigint FROM pg_settings WHERE name = 'sentdm.retention');
+	body_retention_s CONSTANT bigint := (SELECT setting::bigint FROM pg_settings WHERE name = 'sentdm.body_retention');
+	pruned bigint := 0;
+	n bigint;
+BEGIN
+	IF retention_s > 0 THEN
+		WITH old AS (DELETE FROM sentdm.messages m
+			WHERE m.finished_at < now() - retention_s * interval '1 second' RETURNING m.id)
+		DELETE FROM sentdm.deliveries d USING old WHERE d.message_id = old.id;
+		GET DIAGNOSTICS n = ROW_COUNT;
+		pruned := pruned + n;
+		DELETE FROM sentdm.deliveries d WHERE d.message_id IS NULL
+			AND d.status_at < now() - retention_s * interval '1 second';
+		GET DIAGNOSTICS n = ROW_COUNT;
+		pruned := pruned + n;
+		DELETE FROM sentdm.events e WHERE e.received_at < now() - retention_s * interval '1 second';
+		GET DIAGNOSTICS n = ROW_COUNT;
+		pruned := pruned + n;
+	END IF;
+	IF body_retention_s >= 0 THEN
+		UPDATE sentdm.messages m
+		SET request = CASE WHEN m.request ? 'text' THEN jsonb_set(m.request, '{text}', '""')
+			ELSE m.request #- '{template,parameters}' END
+		WHERE m.finished_at < now() - body_retention_s * interval '1 second'
+			AND m.state IN ('accepted', 'expired', 'cancelled')
+			AND (m.request ->> 'text' <> '' OR m.request #> '{template,parameters}' IS NOT NULL);
+		GET DIAGNOSTICS n = ROW_COUNT;
+		pruned := pruned + n;
+	END IF;
+	RETURN pruned;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_prune() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_prune() IS 'apply sentdm.retention and sentdm.body_retention now; returns how many rows that changed';
+
+--
+-- Access
+--
+
+CREATE FUNCTION sentdm.privileges_of(access text) RETURNS SETOF text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
+FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND e.extname = 'sentdm'
+WHERE p.proname = ANY (CASE access
+	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel}'::name[]
+	WHEN 'reader' THEN '{fence}'
+	WHEN 'webhook' THEN '{sentdm_receive_webhook,sentdm_receive_webhooks}'
+	WHEN 'monitor' THEN '{worker_report,counters,sentdm_health}'
+	WHEN 'operator' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_retry,
+		sentdm_pause,sentdm_resume,sentdm_enable,sentdm_disable,sentdm_health,sentdm_refresh,sentdm_prune,
+		sentdm_set_webhook_secret,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
+		fence,worker_report,counters,api_rows}' END)
+UNION ALL
+SELECT format('SELECT ON sentdm.%I', v.name)
+FROM unnest(CASE access
+	WHEN 'reader' THEN '{messages,deliveries,events,inbound,status,progress,problems}'::text[]
+	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook}'
+	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,outbox,sender,stat_worker,stat_outbox,stat_webhook}' END) AS v(name)
+UNION ALL
+SELECT 'USAGE ON SCHEMA sentdm' WHERE access IN ('reader', 'monitor', 'operator')
+$$;
+REVOKE ALL ON FUNCTION sentdm.privileges_of(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.privileges_of(text) IS 'internal: what a kind of access consists of';
+
+CREATE FUNCTION sentdm_grant(role regrole, access text) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	privilege text;
+BEGIN
+	IF access NOT IN ('sender', 'reader', 'webhook', 'operator', 'monitor') THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "access" is unknown',
+			HINT = 'Use sender, reader, webhook, operator or monitor.';
+	END IF;
+	FOR privilege IN SELECT * FROM sentdm.privileges_of(access) LOOP
+		EXECUTE format('GRANT %s TO %s', privilege, role);
+	END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_grant(regrole, text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_grant(regrole, text) IS 'give a role access as sender, reader, webhook, operator or monitor';
+
+CREATE FUNCTION sentdm_revoke(role regrole, access text) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	privilege text;
+BEGIN
+	IF access NOT IN ('sender', 'reader', 'webhook', 'operator', 'monitor') THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "access" is unknown',
+			HINT = 'Use sender, reader, webhook, operator or monitor.';
+	END IF;
+	FOR privilege IN SELECT * FROM sentdm.privileges_of(access) LOOP
+		EXECUTE format('REVOKE %s FROM %s', privilege, role);
+	END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_revoke(regrole, text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_revoke(regrole, text)
+IS 'take access away again; what another kind of access shares with it goes too';

@@ -80,6 +80,7 @@ typedef enum Mutation
 	FORGET_AMBIGUITY,
 	NEVER_UNCERTAIN,
 	IGNORE_EXPIRY,
+	IGNORE_DEADLINE,
 	IGNORE_LIMIT,
 	FULL_BUCKETS,
 	IGNORE_429,
@@ -110,6 +111,7 @@ static const char *const mutation_names[MUTATIONS] = {
 	[FORGET_AMBIGUITY] = "forget-ambiguity",
 	[NEVER_UNCERTAIN] = "never-uncertain",
 	[IGNORE_EXPIRY] = "ignore-expiry",
+	[IGNORE_DEADLINE] = "ignore-deadline",
 	[IGNORE_LIMIT] = "ignore-limit",
 	[FULL_BUCKETS] = "full-buckets",
 	[IGNORE_429] = "ignore-429",
@@ -139,6 +141,7 @@ static const char *const mutation_texts[MUTATIONS] = {
 	[FORGET_AMBIGUITY] = "a message put back is no longer ambiguous",
 	[NEVER_UNCERTAIN] = "ambiguous messages are tried for ever",
 	[IGNORE_EXPIRY] = "expires_at is not looked at",
+	[IGNORE_DEADLINE] = "expires_at is not looked at once more when the connection stands",
 	[IGNORE_LIMIT] = "the rate limit is not looked at",
 	[FULL_BUCKETS] = "a new worker starts with full buckets",
 	[IGNORE_429] = "a 429 is a failure like others",
@@ -1153,7 +1156,7 @@ check_leaving(const Request *request)
 	const Claim *claim = &request->claim;
 	const Row  *row = find_row(claim->message, claim->part);
 
-	if (claim->expires_at <= wall())
+	if (world.visible.messages[claim->message].expires_at <= wall() && row != NULL)
 		violate("I6: %s leaves after it expired", key_text(claim));
 	if (row == NULL || row->claimed_at != claim->claimed_at ||
 		world.visible.messages[claim->message].generation != claim->generation)
@@ -1197,7 +1200,7 @@ leave(Request *request)
 		request->client_at = world.now + (chance(300) ? spread(1 * MS, 10 * SECOND) : 0);
 		return;
 	}
-	if (request->claim.expires_at <= wall() && mutation != IGNORE_EXPIRY)
+	if (request->claim.expires_at <= wall() && mutation != IGNORE_DEADLINE)
 	{
 		request->reply.transport = SENTDM_TOO_LATE;
 		request->client_at = world.now;

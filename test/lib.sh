@@ -1,0 +1,188 @@
+# What test/demo.sh and test/check.sh share: get what is missing, pick a user
+# that PostgreSQL accepts, and make a server of our own that leaves no trace in
+# the system's.  To be sourced by bash; nothing runs until it is called.
+#
+#   die TEXT...               say so and end with status 1
+#   wait_until SECONDS CMD... run CMD until it succeeds; false when time is up
+#   find_pg_config            set PG_CONFIG to a server that can be built for
+#   install_missing [PKG...]  what the build needs, by apt, and the packages named
+#   choose_user               set RUN_AS: who runs the server; never root
+#   as_user CMD...            run CMD as that user
+#   make_scratch NAME         set SCRATCH: a new directory, owned by that user
+#   build_private_server      set PG_BIN: a copy of the server with our build in
+#                             it, under SCRATCH; our sources are in SCRATCH/src
+
+SOURCE_TREE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+die() {
+	printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+	exit 1
+}
+
+wait_until() {
+	local deadline=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		((SECONDS < deadline)) || return 1
+		sleep 0.05
+	done
+}
+
+# A server of version 15 or later, with the files that extensions are built with.
+is_buildable() {
+	local version
+	version=$("$1" --version 2>/dev/null) || return 1
+	version=${version#PostgreSQL }
+	[[ ${version%%[!0-9]*} -ge 15 && -f $("$1" --pgxs) && -x $("$1" --bindir)/postgres ]]
+}
+
+# The one that PG_CONFIG names, or the newest there is.
+find_pg_config() {
+	local candidate
+	if [[ ${PG_CONFIG:-} ]]; then
+		is_buildable "$PG_CONFIG" || die "PG_CONFIG names no PostgreSQL 15 or later with server and headers"
+		return
+	fi
+	for candidate in $(ls -d /usr/lib/postgresql/*/bin/pg_config 2>/dev/null | sort -rV) pg_config; do
+		if is_buildable "$candidate"; then
+			PG_CONFIG=$candidate
+			return
+		fi
+	done
+	return 1
+}
+
+as_root() {
+	if ((EUID == 0)); then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		die "installing packages needs root, or sudo"
+	fi
+}
+
+has_header() {
+	echo "#include <$1>" | gcc -E -x c - >/dev/null 2>&1
+}
+
+# Packages for what is not there, however it got there.
+missing_packages() {
+	find_pg_config || echo postgresql-15 postgresql-server-dev-15
+	command -v gcc >/dev/null && has_header stdio.h || echo gcc libc6-dev
+	command -v make >/dev/null || echo make
+	command -v python3 >/dev/null || echo python3
+	has_header curl/curl.h || echo libcurl4-openssl-dev
+	has_header openssl/hmac.h || echo libssl-dev
+}
+
+# The server's package makes a cluster and starts it, and others with it: not
+# here.  Run by root; whatever it changes for the time being it puts back.
+apt_install() {
+	export DEBIAN_FRONTEND=noninteractive
+	local defaults=/etc/postgresql-common/createcluster.conf
+	local policy=/usr/sbin/policy-rc.d
+	local lists_are_fresh=
+	local get="apt-get install -y -q --no-install-recommends"
+
+	get_packages() {
+		$get "$@" && return
+		[[ $lists_are_fresh ]] && return 1
+		apt-get update -q && lists_are_fresh=yes && $get "$@"
+	}
+	put_back() {
+		[[ $policy ]] && rm -f "$policy"
+		[[ -f $defaults.saved ]] && mv "$defaults.saved" "$defaults"
+		return 0
+	}
+	trap put_back EXIT
+	trap 'exit 1' HUP INT TERM
+	if [[ -e $policy ]]; then
+		policy=
+	else
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+	fi
+	if [[ " $* " == *" postgresql-15 "* ]]; then
+		get_packages postgresql-common || return 1
+		cp -p "$defaults" "$defaults.saved"
+		echo 'create_main_cluster = false' >>"$defaults"
+	fi
+	get_packages "$@"
+}
+
+install_missing() {
+	local package log
+	local -a wanted
+	wanted=($(missing_packages))
+	for package in "$@"; do
+		dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || wanted+=("$package")
+	done
+	((${#wanted[@]})) || return 0
+	command -v apt-get >/dev/null || die "missing (Debian's names): ${wanted[*]}"
+	echo "Installing ${wanted[*]}"
+	log=$(mktemp)
+	as_root bash -c "$(declare -f apt_install); apt_install \"\$@\"" apt_install "${wanted[@]}" >"$log" 2>&1 </dev/null || {
+		cat "$log" >&2
+		rm -f "$log"
+		die "could not install ${wanted[*]}"
+	}
+	rm -f "$log"
+}
+
+choose_user() {
+	RUN_AS=$(id -un)
+	((EUID == 0)) || return 0
+	for RUN_AS in postgres nobody; do
+		id -u "$RUN_AS" >/dev/null 2>&1 && return
+	done
+	die "found no user to run the server as: start this as an ordinary user"
+}
+
+# Nothing of the caller's settings reaches the server or its clients.
+as_user() {
+	local -a as=()
+	((EUID != 0)) || as=(setpriv "--reuid=$RUN_AS" "--regid=$(id -gn "$RUN_AS")" --init-groups)
+	"${as[@]}" env -i HOME="${SCRATCH:-/}" LC_ALL=C.UTF-8 PATH="$PATH" TMPDIR="${TMPDIR:-/tmp}" "$@"
+}
+
+make_scratch() {
+	SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/$1.XXXXXX")
+	chmod 755 "$SCRATCH"
+	((EUID != 0)) || chown "$RUN_AS:" "$SCRATCH"
+	as_user test -w "$SCRATCH" || die "user $RUN_AS cannot write to $SCRATCH: set TMPDIR to a directory for all"
+	((${#SCRATCH} < 80)) || die "the name of $SCRATCH is too long for a socket: set TMPDIR to a shorter one"
+}
+
+# The sources as they are, without what an earlier build left there.
+copy_sources() {
+	mkdir "$SCRATCH/src"
+	tar -C "$SOURCE_TREE" -cf - --exclude=.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
+		--exclude=./build --exclude=./results --exclude=./tmp_check --exclude=./log . |
+		tar -C "$SCRATCH/src" -xf - --no-same-owner
+	((EUID != 0)) || chown -R "$RUN_AS:" "$SCRATCH/src"
+}
+
+# PostgreSQL finds its directories relative to its programs.  So copies of the
+# programs, in a tree of the same shape whose other files are links into the
+# original, make a server that takes our files too.
+copy_server() {
+	local bin share lib
+	bin=$("$PG_CONFIG" --bindir) share=$("$PG_CONFIG" --sharedir) lib=$("$PG_CONFIG" --pkglibdir)
+	PG_BIN=$SCRATCH/server$bin
+	as_user mkdir -p "$PG_BIN" "$SCRATCH/server$share" "$SCRATCH/server$lib"
+	as_user cp -rs "$share/." "$SCRATCH/server$share"
+	as_user cp -rs "$lib/." "$SCRATCH/server$lib"
+	as_user cp "$bin"/* "$PG_BIN"
+	as_user find "$SCRATCH/server" -name 'sentdm*' -type l -delete
+}
+
+build_private_server() {
+	copy_sources
+	copy_server
+	as_user make -s -j "$(nproc)" -C "$SCRATCH/src" PG_CONFIG="$PG_CONFIG" with_llvm=no \
+		DESTDIR="$SCRATCH/server" all install >"$SCRATCH/build.log" 2>&1 </dev/null || {
+		cat "$SCRATCH/build.log" >&2
+		die "the build failed"
+	}
+}
