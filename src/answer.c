@@ -109,7 +109,12 @@ clean_text(const char *text)
 	char	   *clean;
 
 	if (length > MAX_ERROR)
-		length = pg_encoding_mbcliplen(PG_UTF8, text, (int) length, MAX_ERROR);
+	{
+		/* Not in the middle of a character. */
+		length = MAX_ERROR;
+		while (length > 0 && (text[length] & 0xC0) == 0x80)
+			length--;
+	}
 	clean = pnstrdup(text, length);
 	if ((size_t) pg_encoding_verifymbstr(PG_UTF8, clean, (int) length) != length)
 	{
@@ -285,7 +290,9 @@ sentdm_answer_parse(const char *body, size_t length, SentdmAnswer *answer)
 	char	   *copy;
 
 	memset(answer, 0, sizeof(*answer));
-	if (length == 0 || length > PG_INT32_MAX || !is_shallow(body, length))
+	/* A NUL is no JSON, and would end every copy of the text early. */
+	if (length == 0 || length > PG_INT32_MAX || memchr(body, '\0', length) != NULL ||
+		!is_shallow(body, length))
 		return;
 	memset(&reading, 0, sizeof(reading));
 	reading.answer = answer;

@@ -2,9 +2,8 @@
  * signature_fuzz.c
  *		Fuzz target (libFuzzer) of src/signature.c.
  *
- *	clang -g -O1 -fsanitize=fuzzer,address,undefined -I src \
- *		test/fuzz/signature_fuzz.c src/signature.c -lcrypto -o signature_fuzz
- *	./signature_fuzz -max_len=8192 new_corpus test/fuzz/corpus/signature
+ * parts: signature
+ * libs: -lcrypto
  *
  * An input is 16 bytes (now and tolerance in seconds, little-endian) and then
  * secret, webhook id, timestamp, signature header and payload, separated by

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Runs every check of this project on a fresh Debian: lint, unit tests, simulator,
+# fuzzers, pg_regress, and the end-to-end tests against a server of its own.
+# Installs by apt what is missing, touches no cluster, leaves nothing behind.
+#
+#   bash test/check.sh [STAGE...]     all stages, or only the ones named
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+source test/lib.sh
+
+STAGES="lint unit simulator fuzz regress tap"
+WARNINGS="-Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-ignored-attributes"
+SANITIZE="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+PURE="request drain signature"
+failed=()
+
+run_stage() {
+	local name=$1 start=$SECONDS status
+	[[ " $wanted " == *" $name "* ]] || return 0
+	printf '\n== %s\n' "$name"
+	(set -e; cd "$SCRATCH/src"; "stage_$name")
+	status=$?
+	((status == 0)) || failed+=("$name")
+	printf -- '-- %s: %s in %d s\n' "$name" "$( ((status == 0)) && echo ok || echo FAILED)" $((SECONDS - start))
+}
+
+# Both compilers, all warnings; the layout that PostgreSQL's own tool gives.
+stage_lint() {
+	local include
+	include=$("$PG_CONFIG" --includedir-server)
+	for compiler in gcc clang; do
+		for file in src/*.c; do
+			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE -I"$include" -Isrc -fsyntax-only "$file"
+		done
+	done
+	as_user bash test/indent.sh --check
+	echo "warnings: none; layout: as it should be"
+}
+
+# The pure parts, alone and under sanitizers.
+stage_unit() {
+	as_user mkdir -p build/unit
+	for name in $PURE; do
+		as_user gcc -std=gnu11 $SANITIZE -Isrc -Itest/unit "test/unit/${name}_test.c" \
+			$(for part in $PURE; do echo "src/$part.c"; done) -o "build/unit/$name" -lcrypto -lm
+	done
+	as_user prove --exec '' $(for name in $PURE; do echo "build/unit/$name"; done)
+}
+
+stage_simulator() {
+	as_user mkdir -p build
+	as_user gcc -std=gnu11 $SANITIZE -Isrc test/sim/drain_sim.c src/drain.c src/request.c -o build/drain_sim -lm
+	as_user build/drain_sim --self-test
+	as_user build/drain_sim --schedules 20000 --seed "${SEED:-1}"
+}
+
+# A short run over the corpus and a little beyond it.
+stage_fuzz() {
+	for target in test/fuzz/*_fuzz.c; do
+		as_user env PG_CONFIG="$PG_CONFIG" bash test/fuzz/run.sh "$target" "${FUZZ_SECONDS:-15}"
+	done
+}
+
+stage_regress() {
+	as_user "$PG_REGRESS" --temp-instance="$SCRATCH/regress" --bindir="$PG_BIN" --inputdir=test \
+		--load-extension=sentdm $(cd test/sql && ls ./*.sql | sed 's,^\./,,; s,\.sql$,,') || {
+		cat regression.diffs
+		return 1
+	}
+}
+
+# test/t/SentdmTest.pm says what these tests need.
+stage_tap() {
+	as_user mkdir -p tmp_check/log
+	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" PG_CONFIG="$PG_CONFIG" SENTDM_SOURCE="$SCRATCH/src" \
+		TESTDATADIR="$SCRATCH/src/tmp_check" TESTLOGDIR="$SCRATCH/src/tmp_check/log" \
+		prove -j 2 --timer -I "$PG_PERL" -I test/t ${TAP_TESTS:-test/t/*.pl}
+}
+
+clean_up() {
+	[[ -z ${SCRATCH:-} ]] || rm -rf "$SCRATCH"
+}
+
+wanted=${*:-$STAGES}
+install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl
+find_pg_config || die "found no PostgreSQL to build for"
+choose_user
+trap clean_up EXIT
+trap 'exit 1' HUP INT TERM
+make_scratch sentdm-check
+build_private_server
+PG_PERL=$(dirname "$("$PG_CONFIG" --pgxs)")/../../src/test/perl
+PG_REGRESS=$(dirname "$("$PG_CONFIG" --pgxs)")/../../src/test/regress/pg_regress
+for stage in $STAGES; do
+	run_stage "$stage"
+done
+printf '\n%d passed, %d failed\n' $(($(wc -w <<<"$wanted") - ${#failed[@]})) "${#failed[@]}"
+((${#failed[@]} == 0))
