@@ -23,7 +23,8 @@ typedef struct SentdmAnswer
 	bool		readable;		/* it is an envelope: an object with "success" */
 	bool		success;
 	char		error_code[40];
-	char	   *error;			/* error.message, at most 500 bytes, UTF-8; or NULL */
+	char	   *error;			/* error.message, at most 500 bytes, UTF-8; or
+								 * NULL */
 	char		request_id[80];
 	int			n_sent;
 	SentdmSent *sent;			/* data.recipients, or NULL */

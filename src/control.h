@@ -10,11 +10,14 @@
 typedef struct SentdmSender
 {
 	bool		installed;		/* the extension is there */
-	bool		enabled;		/* sentdm_enable() was called, and sentdm_disable() not since */
-	const char *fence;			/* static text why this database must not send; NULL: it may */
+	bool		enabled;		/* sentdm_enable() was called, and
+								 * sentdm_disable() not since */
+	const char *fence;			/* static text why this database must not
+								 * send; NULL: it may */
 	SentdmPause pause;
 	int64_t		probe_after_ms; /* from now; -1: only after a person acted */
-	int64_t		key_hash;		/* of the API key that was in force when it paused */
+	int64_t		key_hash;		/* of the API key that was in force when it
+								 * paused */
 } SentdmSender;
 
 /* Both need a transaction. */

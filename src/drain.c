@@ -19,17 +19,20 @@
 
 #define MAX_RECIPIENTS		1000	/* of one request, by the contract */
 
-#define FIRST_WINDOW		4		/* requests in flight after idling or a fault */
-#define IDLE_US				(10 * SECOND_US)	/* as long without requests is idling */
+#define FIRST_WINDOW		4	/* requests in flight after idling or a fault */
+#define IDLE_US				(10 * SECOND_US)	/* as long without requests is
+												 * idling */
 
-#define EPOCH_US			(3 * SECOND_US) /* a request is slow after one or two of them */
+#define EPOCH_US			(3 * SECOND_US) /* a request is slow after one or
+											 * two of them */
 
-#define FAILURES_TO_OPEN	5		/* in a row */
+#define FAILURES_TO_OPEN	5	/* in a row */
 #define BREAKER_MIN_MS		SECOND_MS
 #define BREAKER_MAX_MS		(60 * SECOND_MS)
 
 #define MIN_SLOWDOWN		(1.0 / 16)
-#define RECOVERY_US			(300 * SECOND_US)	/* from a standstill to the full rate */
+#define RECOVERY_US			(300 * SECOND_US)	/* from a standstill to the
+												 * full rate */
 
 static int64_t
 min64(int64_t a, int64_t b)
@@ -577,8 +580,14 @@ sentdm_drain_init(SentdmDrain *drain, const SentdmDrainSettings *settings,
 	*drain = (SentdmDrain)
 	{
 		.settings = *settings,
-			.requests = {.refilled_us = now_us,.emptied_us = now_us},
-			.messages = {.refilled_us = now_us,.emptied_us = now_us},
+			.requests =
+		{
+			.refilled_us = now_us,.emptied_us = now_us
+		},
+			.messages =
+		{
+			.refilled_us = now_us,.emptied_us = now_us
+		},
 			.window = (int) min64(FIRST_WINDOW, settings->max_in_flight),
 			.epoch = now_us / EPOCH_US,
 			.heard_us = now_us,

@@ -29,7 +29,8 @@ typedef enum SentdmLane
 typedef struct SentdmRate
 {
 	int64_t		amount;			/* at most so many ... */
-	int64_t		window_us;		/* ... in every window of this length; 0: no limit */
+	int64_t		window_us;		/* ... in every window of this length; 0: no
+								 * limit */
 } SentdmRate;
 
 typedef struct SentdmDrainSettings
@@ -63,20 +64,26 @@ typedef struct SentdmDrain
 	SentdmBucket requests;
 	SentdmBucket messages;
 	int			in_flight;
-	int			older;			/* of these, started before the last good answer, the
-								 * last opening of the breaker or the last pause */
-	int			window;			/* requests in flight that the API has earned so far */
-	bool		proven;			/* a good answer came since the start, idling or opening */
+	int			older;			/* of these, started before the last good
+								 * answer, the last opening of the breaker or
+								 * the last pause */
+	int			window;			/* requests in flight that the API has earned
+								 * so far */
+	bool		proven;			/* a good answer came since the start, idling
+								 * or opening */
 	int64_t		epoch;			/* a stretch of time, numbered, ... */
-	int			starts[2];		/* ... and the requests started in it and before it */
+	int			starts[2];		/* ... and the requests started in it and
+								 * before it */
 	int64_t		heard_us;		/* when the last request came to an end */
 	double		slowdown;		/* 1: full rate; less after a 429, recovering */
 	int64_t		slowed_us;		/* when slowdown was changed last */
 	int			failures;		/* answers in a row that say the API is unwell */
-	bool		probing;		/* one request at a time, until one is answered well */
+	bool		probing;		/* one request at a time, until one is
+								 * answered well */
 	int64_t		blocked_until_us;	/* breaker or rate limit; 0: open */
 	SentdmPause pause;
-	int64_t		probe_at_us;	/* when a pause lets one request try; INT64_MAX: never */
+	int64_t		probe_at_us;	/* when a pause lets one request try;
+								 * INT64_MAX: never */
 	bool		unauthorized;	/* the last answer that tells was a 401 */
 	uint64_t	random;			/* state of the generator for jitter */
 } SentdmDrain;
@@ -91,8 +98,10 @@ typedef struct SentdmAttempt
 	int			recipients;
 	int			attempts;		/* earlier ones that Sent may have looked at */
 	int			crashes;		/* earlier ones during which the worker died */
-	int64_t		tried_ms;		/* since the first attempt; -1: this is the first */
-	int64_t		ambiguous_ms;	/* since the first attempt with unknown outcome; -1: none */
+	int64_t		tried_ms;		/* since the first attempt; -1: this is the
+								 * first */
+	int64_t		ambiguous_ms;	/* since the first attempt with unknown
+								 * outcome; -1: none */
 	int64_t		expires_ms;		/* until it expires; INT64_MAX: never */
 } SentdmAttempt;
 
@@ -101,7 +110,8 @@ typedef enum SentdmAction
 	SENTDM_DO_SEND,				/* only from sentdm_drain_admit */
 	SENTDM_DO_ACCEPT,
 	SENTDM_DO_RETRY,			/* back into the queue, due in delay_ms */
-	SENTDM_DO_SPLIT,			/* two halves, each under a new key, due at once */
+	SENTDM_DO_SPLIT,			/* two halves, each under a new key, due at
+								 * once */
 	SENTDM_DO_FAIL,
 	SENTDM_DO_EXPIRE,
 	SENTDM_DO_UNCERTAIN
@@ -112,10 +122,13 @@ typedef struct SentdmDecision
 	SentdmAction action;
 	int64_t		delay_ms;		/* with RETRY */
 	bool		charged;		/* counts as an attempt */
-	bool		ambiguous;		/* Sent may have accepted this attempt, or an earlier one */
-	SentdmPause pause;			/* NONE, or: the queue has just been paused for this */
+	bool		ambiguous;		/* Sent may have accepted this attempt, or an
+								 * earlier one */
+	SentdmPause pause;			/* NONE, or: the queue has just been paused
+								 * for this */
 	int64_t		probe_after_ms; /* with pause; -1: only after a person acted */
-	const char *error_code;		/* static text of our own; NULL: take the API's */
+	const char *error_code;		/* static text of our own; NULL: take the
+								 * API's */
 } SentdmDecision;
 
 /*

@@ -27,7 +27,8 @@ typedef struct SentdmFlight
 	SentdmPause new_pause;		/* made by an answer, not stored yet */
 	int64_t		probe_after_ms; /* with it */
 	bool		unpause;		/* a probe went well, not stored yet */
-	int			suspects;		/* messages that were in hand when a worker died twice */
+	int			suspects;		/* messages that were in hand when a worker
+								 * died twice */
 } SentdmFlight;
 
 /*

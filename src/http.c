@@ -153,7 +153,11 @@ on_before_request(void *arg, char *remote_ip, char *local_ip, int remote_port, i
 	(void) local_ip;
 	(void) remote_port;
 	(void) local_port;
-	/* Not when libcurl repeats it on a new connection: then it may have arrived. */
+
+	/*
+	 * Not when libcurl repeats it on a new connection: then it may have
+	 * arrived.
+	 */
 	if (!transfer->on_the_wire && unix_now_us() >= transfer->deadline_unix_us)
 	{
 		transfer->too_late = true;

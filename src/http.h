@@ -33,7 +33,8 @@ typedef struct SentdmHttpRequest
 	const char *body;			/* or NULL; copied */
 	size_t		body_length;
 	size_t		max_answer;		/* bytes; a longer answer counts as none */
-	int64_t		deadline_unix_us;	/* not to be sent after this time; INT64_MAX: any */
+	int64_t		deadline_unix_us;	/* not to be sent after this time;
+									 * INT64_MAX: any */
 	void	   *tag;			/* handed back with the result */
 } SentdmHttpRequest;
 

@@ -410,7 +410,7 @@ check_request(Jsonb *request, SentdmComplaint *complaint)
 	return true;
 }
 
-Jsonb *
+Jsonb	   *
 sentdm_draft_request(const SentdmDraft *draft, int first, int count, SentdmComplaint *complaint)
 {
 	JsonbParseState *state = NULL;

@@ -171,6 +171,7 @@ static Datum
 text_or_null(const char *text, bool *isnull)
 {
 	*isnull = text == NULL || text[0] == '\0';
+
 	if (*isnull)
 		return (Datum) 0;
 	return CStringGetTextDatum(pg_any_to_server(text, strlen(text), PG_UTF8));

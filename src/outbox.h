@@ -21,14 +21,16 @@ typedef struct SentdmMessage
 	int			generation;
 	SentdmLane	lane;
 	int			recipients;
-	int			copies;			/* recipients times channels: ids in the answer */
+	int			copies;			/* recipients times channels: ids in the
+								 * answer */
 	int			attempts;		/* charged before this claim */
 	int			crashes;
 	TimestampTz claimed_at;
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz ambiguous_since;	/* before this claim; 0: not ambiguous */
 	TimestampTz first_tried_at; /* 0: this is the first attempt */
-	char	   *body;			/* UTF-8 JSON, freed when it is not needed any more */
+	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
+								 * more */
 	char		profile_id[40]; /* or "" */
 } SentdmMessage;
 
@@ -38,7 +40,8 @@ typedef struct SentdmOutcome
 	SentdmMessage *message;
 	SentdmDecision decision;
 	int			http_status;
-	SentdmAnswer answer;		/* ids, error and request id, as far as there are any */
+	SentdmAnswer answer;		/* ids, error and request id, as far as there
+								 * are any */
 } SentdmOutcome;
 
 /*

@@ -15,7 +15,7 @@
 #define MINUTE_MS		INT64_C(60000)
 #define DAY_S			INT64_C(86400)
 
-#define PERSON			INT64_C(-1)	/* only a person can end the pause */
+#define PERSON			INT64_C(-1) /* only a person can end the pause */
 #define NEXT_UTC_DAY	INT64_C(-2) /* resolved by sentdm_judge */
 
 #define ANY_STATUS		0
@@ -122,7 +122,8 @@ typedef enum Envelope
 {
 	EITHER,
 	SENT,						/* the body is the API's envelope */
-	FOREIGN						/* it is not: a proxy, a firewall, a wrong host */
+	FOREIGN						/* it is not: a proxy, a firewall, a wrong
+								 * host */
 } Envelope;
 
 typedef struct StatusRule

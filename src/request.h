@@ -17,10 +17,14 @@
 typedef enum SentdmTransport
 {
 	SENTDM_ANSWERED,			/* a complete HTTP answer was read */
-	SENTDM_NOT_REACHED,			/* DNS, connect or TLS failed: nothing was sent */
-	SENTDM_BAD_CERTIFICATE,		/* the peer is not who it should be: nothing was sent */
-	SENTDM_TOO_LATE,			/* expired before the request left: nothing was sent */
-	SENTDM_NO_ANSWER			/* sent, but no complete answer: outcome unknown */
+	SENTDM_NOT_REACHED,			/* DNS, connect or TLS failed: nothing was
+								 * sent */
+	SENTDM_BAD_CERTIFICATE,		/* the peer is not who it should be: nothing
+								 * was sent */
+	SENTDM_TOO_LATE,			/* expired before the request left: nothing
+								 * was sent */
+	SENTDM_NO_ANSWER			/* sent, but no complete answer: outcome
+								 * unknown */
 } SentdmTransport;
 
 /* An answer, reduced to what decides. */
@@ -31,7 +35,8 @@ typedef struct SentdmReply
 	bool		readable;		/* the body is the API's JSON envelope */
 	bool		success;		/* ... and says success */
 	char		error_code[40]; /* ... and its error.code, or "" */
-	int64_t		retry_after_ms; /* Retry-After, relative to now; -1: absent or unusable */
+	int64_t		retry_after_ms; /* Retry-After, relative to now; -1: absent or
+								 * unusable */
 } SentdmReply;
 
 typedef enum SentdmVerdict
@@ -42,8 +47,10 @@ typedef enum SentdmVerdict
 	SENTDM_RATE_LIMITED,		/* the whole account has to wait */
 	SENTDM_UNREACHED,			/* nothing left this machine */
 	SENTDM_REFUSED,				/* this message will never be accepted */
-	SENTDM_REFUSED_RECIPIENT,	/* the same, but one recipient alone may be the cause */
-	SENTDM_ACCOUNT,				/* nothing will be accepted until a person acts: pause */
+	SENTDM_REFUSED_RECIPIENT,	/* the same, but one recipient alone may be
+								 * the cause */
+	SENTDM_ACCOUNT,				/* nothing will be accepted until a person
+								 * acts: pause */
 	SENTDM_EXPIRED				/* not sent, because it was too late */
 } SentdmVerdict;
 
@@ -65,8 +72,9 @@ typedef struct SentdmJudgement
 	SentdmVerdict verdict;
 	bool		ambiguous;		/* Sent may have accepted it all the same */
 	SentdmPause pause;			/* with SENTDM_ACCOUNT: why */
-	int64_t		probe_after_ms; /* with SENTDM_ACCOUNT: when one request may try
-								 * by itself; -1: only after a person acted */
+	int64_t		probe_after_ms; /* with SENTDM_ACCOUNT: when one request may
+								 * try by itself; -1: only after a person
+								 * acted */
 } SentdmJudgement;
 
 /*

@@ -387,7 +387,7 @@ owner_of(Oid function)
 	return owner;
 }
 
-List *
+List	   *
 sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 {
 	Oid			caller;

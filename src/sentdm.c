@@ -160,7 +160,7 @@ parse_rate(const char *text, SentdmRate *rate)
 		return true;
 	errno = 0;
 	amount = strtoll(text, &end, 10);
-	if (errno != 0 || end == text || amount < 1 || amount > INT_MAX || *end != '/')
+	if (errno != 0 || end == text ||amount < 1 || amount > INT_MAX || *end != '/')
 		return false;
 	end++;
 	for (int i = 0; i < lengthof(rate_units); i++)

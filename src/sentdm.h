@@ -14,7 +14,7 @@ typedef enum SentdmMode
 	SENTDM_MODE_LIVE,
 	SENTDM_MODE_SANDBOX,
 	SENTDM_MODE_HOLD
-} SentdmMode;
+}			SentdmMode;
 
 /* sentdm.c: settings; times are in the unit the name says */
 extern char *sentdm_api_key_file;

@@ -23,7 +23,8 @@ typedef struct SharedState
 {
 	LWLock	   *lock;
 	int			launcher_proc;	/* -1: none; under the lock */
-	pg_atomic_uint32 databases_known;	/* the catalog was read since the start */
+	pg_atomic_uint32 databases_known;	/* the catalog was read since the
+										 * start */
 	SentdmSlot	slots[SENTDM_MAX_DATABASES];
 } SharedState;
 

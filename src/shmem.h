@@ -35,25 +35,32 @@ typedef enum SentdmCounter
 typedef struct SentdmWorkerReport
 {
 	int			pid;			/* 0: no worker runs */
-	TimestampTz started_at;		/* of the worker that runs or ran last; 0: none yet */
+	TimestampTz started_at;		/* of the worker that runs or ran last; 0:
+								 * none yet */
 	int			in_flight;
 	TimestampTz answered_at;	/* last complete answer; 0: none yet */
 	int			http_status;	/* ... and what it was */
 	char		error_code[40];
-	int64		clock_skew_ms;	/* Sent's clock minus ours, from its Date headers */
+	int64		clock_skew_ms;	/* Sent's clock minus ours, from its Date
+								 * headers */
 	bool		clock_known;
-	char		trouble[200];	/* why nothing is sent, or ""; no personal data */
+	char		trouble[200];	/* why nothing is sent, or ""; no personal
+								 * data */
 } SentdmWorkerReport;
 
 typedef struct SentdmSlot
 {
 	Oid			database;		/* InvalidOid: free; set under the lock */
 	bool		enabled;		/* under the lock */
-	int			worker_proc;	/* proc number of the worker, -1: none; under the lock */
-	bool		left_cleanly;	/* the last worker left because there was no work */
-	TimestampTz next_due;		/* when it is needed again; DT_NOEND: only when woken */
+	int			worker_proc;	/* proc number of the worker, -1: none; under
+								 * the lock */
+	bool		left_cleanly;	/* the last worker left because there was no
+								 * work */
+	TimestampTz next_due;		/* when it is needed again; DT_NOEND: only
+								 * when woken */
 	SentdmWorkerReport report;	/* under the lock */
-	pg_atomic_uint32 work;		/* something was committed since the worker looked */
+	pg_atomic_uint32 work;		/* something was committed since the worker
+								 * looked */
 	pg_atomic_uint32 control;	/* generation of pause, resume and enable */
 	pg_atomic_uint64 counters[SENTDM_COUNTERS];
 } SentdmSlot;

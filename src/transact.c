@@ -78,9 +78,9 @@ void
 sentdm_commit_may_be_lost(void)
 {
 	/*
-	 * The source must be the session: a value from PGC_S_OVERRIDE would become the
-	 * default that the end of the transaction returns to, and no later claim would
-	 * wait for the disk.
+	 * The source must be the session: a value from PGC_S_OVERRIDE would
+	 * become the default that the end of the transaction returns to, and no
+	 * later claim would wait for the disk.
 	 */
 	(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);

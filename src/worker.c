@@ -60,8 +60,10 @@ typedef struct Worker
 	MemoryContext turn;			/* reset in every turn of the loop */
 	Oid			extension;		/* as it was at the start */
 	uint32		control_seen;
-	TimestampTz due[SENTDM_LANES];	/* look no earlier than this; DT_NOBEGIN: now */
-	bool		http_outdated;	/* settings changed; renew it when nothing is under way */
+	TimestampTz due[SENTDM_LANES];	/* look no earlier than this; DT_NOBEGIN:
+									 * now */
+	bool		http_outdated;	/* settings changed; renew it when nothing is
+								 * under way */
 	SentdmMessage **claimed;	/* by the transaction under way */
 	int			n_claimed;
 	int			room;			/* for so many */
@@ -206,7 +208,11 @@ wanted(Worker *worker, SentdmLane lane, TimestampTz now)
 
 	if (worker->due[lane] > now)
 		return 0;
-	/* Those that may have killed the worker go alone, so that no other is blamed. */
+
+	/*
+	 * Those that may have killed the worker go alone, so that no other is
+	 * blamed.
+	 */
 	if (flight->suspects > 0)
 		return flight->under_way == 0 ? Min(sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us()), 1) : 0;
 	return sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us());
@@ -274,7 +280,10 @@ claim(Worker *worker)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	/* A failed transaction is tried again by this one, when its time has come. */
+	/*
+	 * A failed transaction is tried again by this one, when its time has
+	 * come.
+	 */
 	if (anything_to_settle(worker) || sentdm_backing_off(&worker->backoff) ||
 		(worker->backoff.delay_ms == 0 && reason_not_to_claim(worker) != NULL))
 		return;
@@ -288,7 +297,11 @@ claim(Worker *worker)
 		return;
 	for (int i = 0; i < worker->n_claimed; i++)
 		sentdm_flight_submit(&worker->flight, worker->claimed[i]);
-	/* They leave in the next turn, which begins at once: libcurl's timer is due. */
+
+	/*
+	 * They leave in the next turn, which begins at once: libcurl's timer is
+	 * due.
+	 */
 }
 
 /* Waiting */
@@ -356,7 +369,11 @@ next_due(Worker *worker)
 
 	if (reason_not_to_claim(worker) != NULL)
 		return next;
-	/* A pause for the key is looked at now and then: the file may have changed. */
+
+	/*
+	 * A pause for the key is looked at now and then: the file may have
+	 * changed.
+	 */
 	if (sentdm_account_paused_for_key(&worker->account))
 		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTING_KEY_CHECK_MS);
 	if (worker->flight.drain.pause != SENTDM_PAUSE_NONE)

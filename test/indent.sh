@@ -17,8 +17,10 @@ for object in $(find . -name '*.o' -path '*src*'); do
 done | awk '/DW_TAG_typedef/ { named = 1; next } named && /DW_AT_name/ { print $NF; named = 0 }' | sort -u >"$types"
 [[ -s $types ]] || { echo "$0: build first: the objects tell the names of types" >&2; exit 1; }
 
-for file in $(find src test -name '*.[ch]'); do
-	pg_bsd_indent $OPTIONS -U "$types" <"$file" >"$types.c" || { status=1; continue; }
+# Headers have no object: they are laid out with the directory's sources.
+for file in $(find src -name '*.[ch]'); do
+	ls "$(dirname "$file")"/*.o >/dev/null 2>&1 || continue
+	pg_bsd_indent $OPTIONS -U"$types" <"$file" >"$types.c" || { status=1; continue; }
 	cmp -s "$file" "$types.c" && continue
 	if [[ ${1:-} == --check ]]; then
 		diff -u "$file" "$types.c" | head -20
