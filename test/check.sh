@@ -63,7 +63,7 @@ stage_fuzz() {
 
 stage_regress() {
 	as_user "$PG_REGRESS" --temp-instance="$SCRATCH/regress" --bindir="$PG_BIN" --inputdir=test \
-		--load-extension=sentdm $(cd test/sql && ls ./*.sql | sed 's,^\./,,; s,\.sql$,,') || {
+		--load-extension=sentdm --encoding=UTF8 $(cd test/sql && ls ./*.sql | sed 's,^\./,,; s,\.sql$,,') || {
 		cat regression.diffs
 		return 1
 	}

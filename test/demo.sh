@@ -12,7 +12,7 @@ PORT=54329						# the name of a socket only; there is no TCP
 SECRET=whsec_c3RhbmQtaW4gd2ViaG9vayBzaWduaW5nIHNlY3JldCE=
 WAIT_S=20						# the longest that anything may take
 
-SCRATCH= SERVER_STARTED= STANDIN_PID= RELAY_PID= URL=
+SCRATCH= SERVER_STARTED= STANDIN_PID= URL=
 BOLD= PLAIN=
 if [[ -t 1 ]]; then
 	BOLD=$'\e[1m' PLAIN=$'\e[0m'
@@ -35,7 +35,7 @@ stop_everything() {
 }
 
 start_standin() {
-	as_user setsid python3 "$SCRATCH/src/test/standin.py" --quiet --webhook-secret "$SECRET" \
+	"${AS_USER[@]}" setsid python3 "$SCRATCH/src/test/standin.py" --quiet --webhook-secret "$SECRET" \
 		--ready-file "$SCRATCH/standin.port" </dev/null >"$SCRATCH/standin.log" 2>&1 &
 	STANDIN_PID=$!
 	wait_until $WAIT_S test -s "$SCRATCH/standin.port" || die "the stand-in for Sent did not start"
@@ -91,7 +91,7 @@ elif command == "relay-always":
         relay()
         time.sleep(0.2)
 elif command == "receipt":      # headers and body of the first delivery receipt
-    for event in control("events")["events"]:
+    for event in control("events?limit=50")["events"]:
         if event["headers"]["X-Webhook-Event-Type"] == "message.delivered":
             print(json.dumps(event["headers"]), event["body"], sep="\n")
             break
@@ -99,21 +99,19 @@ elif command == "reply":
     control("inbound", {"from": "+14155550101", "channel": "whatsapp", "text": "Thank you!"})
 elif command == "count":
     ledger = control("ledger/summary")
-    print("Sent's stand-in has accepted {accepted_recipients} recipients,"
-          " at most {max_effects_per_key} time per Idempotency-Key.".format(**ledger))
+    print("Messages that the stand-in for Sent has accepted: {accepted_recipients},"
+          " at most {max_effects_per_key} request per Idempotency-Key.".format(**ledger))
 PYTHON
 }
 
 webapp() {
-	as_user python3 "$SCRATCH/webapp.py" "$1" "$URL" "$SCRATCH/handed_on" \
-		"$PG_BIN/psql" -X -q -h "$SCRATCH" -p $PORT -U postgres -d shop -v ON_ERROR_STOP=1
+	as_user python3 "$SCRATCH/webapp.py" "$1" "$URL" "$SCRATCH/handed_on" "${PSQL[@]}" -d shop
 }
 
 # Showing
 
 client() {
-	as_user "$PG_BIN/psql" -X -q -h "$SCRATCH" -p $PORT -U postgres -v ON_ERROR_STOP=1 \
-		-P pager=off -P footer=off "$@"
+	as_user "${PSQL[@]}" "$@"
 }
 
 is_true() {
@@ -193,11 +191,11 @@ SQL
 }
 
 campaign() {
-	heading "A campaign: 2,500 recipients, one request per 1,000"
+	heading "A campaign: 1,500 recipients, one request per 1,000"
 	sql <<'SQL'
 SELECT sentdm_send(array_agg('+1415556' || n), 'spring_sale',
                    channels => '{whatsapp}', tag => 'spring', priority => 'bulk')
-FROM generate_series(1001, 3500) AS n;
+FROM generate_series(1001, 2500) AS n;
 SQL
 }
 
@@ -330,13 +328,14 @@ SQL
 # With --keep
 
 leave_running() {
-	webapp relay-always </dev/null >/dev/null 2>&1 &
-	RELAY_PID=$!
+	"${AS_USER[@]}" setsid python3 "$SCRATCH/webapp.py" relay-always "$URL" "$SCRATCH/handed_on" \
+		"${PSQL[@]}" -d shop </dev/null >/dev/null 2>"$SCRATCH/relay.log" &
 	as_user tee "$SCRATCH/stop" >/dev/null <<-STOP
 		#!/bin/sh
 		# End what demo.sh --keep has left running, and remove it.
-		kill $RELAY_PID $STANDIN_PID
-		cd / && $(as_user_line) $PG_BIN/pg_ctl -D $SCRATCH/data -s -m immediate stop
+		cd /
+		kill $! $STANDIN_PID
+		${AS_USER[*]} $PG_BIN/pg_ctl -D $SCRATCH/data -s -m immediate stop
 		rm -rf $SCRATCH
 	STOP
 	as_user chmod 755 "$SCRATCH/stop"
@@ -361,6 +360,7 @@ main() {
 	cd "$SCRATCH"
 	echo "Building for $("$PG_CONFIG" --version) in $SCRATCH"
 	build_private_server
+	PSQL=("$PG_BIN/psql" -X -q -h "$SCRATCH" -p $PORT -U postgres -v ON_ERROR_STOP=1 -P pager=off -P footer=off)
 	write_web_application
 	start_standin
 	start_server

@@ -7,8 +7,10 @@
 #   find_pg_config            set PG_CONFIG to a server that can be built for
 #   install_missing [PKG...]  what the build needs, by apt, and the packages named
 #   choose_user               set RUN_AS: who runs the server; never root
-#   as_user CMD...            run CMD as that user
-#   make_scratch NAME         set SCRATCH: a new directory, owned by that user
+#   as_user CMD...            run CMD as that user, with an environment of its own;
+#                             "${AS_USER[@]}" CMD... & leaves CMD's pid in $!
+#   make_scratch NAME         set SCRATCH: a new directory, owned by that user,
+#                             who has it as home; the caller removes it
 #   build_private_server      set PG_BIN: a copy of the server with our build in
 #                             it, under SCRATCH; our sources are in SCRATCH/src
 
@@ -131,25 +133,28 @@ install_missing() {
 }
 
 choose_user() {
+	AS_USER=()
 	RUN_AS=$(id -un)
-	((EUID == 0)) || return 0
-	for RUN_AS in postgres nobody; do
-		id -u "$RUN_AS" >/dev/null 2>&1 && return
-	done
-	die "found no user to run the server as: start this as an ordinary user"
+	if ((EUID == 0)); then
+		for RUN_AS in postgres nobody ''; do
+			id -u "$RUN_AS" >/dev/null 2>&1 && break
+		done
+		[[ $RUN_AS ]] || die "found no user to run the server as: start this as an ordinary user"
+		AS_USER=(setpriv "--reuid=$RUN_AS" "--regid=$(id -gn "$RUN_AS")" --init-groups)
+	fi
+	# Nothing of the caller's settings reaches the server or its clients.
+	AS_USER+=(env -i "PATH=$PATH" LC_ALL=C.UTF-8)
 }
 
-# Nothing of the caller's settings reaches the server or its clients.
 as_user() {
-	local -a as=()
-	((EUID != 0)) || as=(setpriv "--reuid=$RUN_AS" "--regid=$(id -gn "$RUN_AS")" --init-groups)
-	"${as[@]}" env -i HOME="${SCRATCH:-/}" LC_ALL=C.UTF-8 PATH="$PATH" TMPDIR="${TMPDIR:-/tmp}" "$@"
+	"${AS_USER[@]}" "$@"
 }
 
 make_scratch() {
 	SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/$1.XXXXXX")
 	chmod 755 "$SCRATCH"
 	((EUID != 0)) || chown "$RUN_AS:" "$SCRATCH"
+	AS_USER+=("HOME=$SCRATCH" "TMPDIR=$SCRATCH")
 	as_user test -w "$SCRATCH" || die "user $RUN_AS cannot write to $SCRATCH: set TMPDIR to a directory for all"
 	((${#SCRATCH} < 80)) || die "the name of $SCRATCH is too long for a socket: set TMPDIR to a shorter one"
 }

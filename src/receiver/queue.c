@@ -2,7 +2,7 @@
  * queue.c
  *		Events that wait for the database, bounded in number and in bytes.
  *
- * HTTP threads put events in, writers take them out, oldest first.  Must never
+ * HTTP threads put events in, one writer takes them out, oldest first.  Must never
  * call answered() with the lock held: the answer goes into another library.
  */
 #include <limits.h>
@@ -21,7 +21,7 @@ struct ReceiverQueue
 	ReceiverEvent *last;
 	int			count;
 	int			max_events;
-	int			enough;			/* events that a waiting writer wants; INT_MAX: none waits */
+	int			enough;			/* events that the waiting writer wants; INT_MAX: it does not wait */
 	ReceiverRefusal blocked;
 	bool		closed;
 	int			wake_fd;
@@ -160,7 +160,7 @@ refuse_all(ReceiverEvent *event, ReceiverRefusal refusal)
 
 /* All deadlines are equally far away, so the oldest events expire first. */
 void
-receiver_queue_expire(ReceiverQueue *queue, int64_t now_us)
+receiver_queue_expire(ReceiverQueue *queue, int64_t now_us, ReceiverRefusal refusal)
 {
 	ReceiverEvent *expired = NULL;
 	ReceiverEvent **end = &expired;
@@ -172,7 +172,7 @@ receiver_queue_expire(ReceiverQueue *queue, int64_t now_us)
 		end = &(*end)->next;
 	}
 	pthread_mutex_unlock(&queue->lock);
-	refuse_all(expired, RECEIVER_DATABASE_SLOW);
+	refuse_all(expired, refusal);
 }
 
 void

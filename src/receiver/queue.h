@@ -51,7 +51,7 @@ extern ReceiverRefusal receiver_queue_put(ReceiverQueue *queue, ReceiverEvent *e
 extern int	receiver_queue_take(ReceiverQueue *queue, ReceiverEvent **events, int max, size_t max_bytes);
 
 /* Answer those whose deadline is over. */
-extern void receiver_queue_expire(ReceiverQueue *queue, int64_t now_us);
+extern void receiver_queue_expire(ReceiverQueue *queue, int64_t now_us, ReceiverRefusal refusal);
 
 /* Put nothing more in; answer what is in it. */
 extern void receiver_queue_close(ReceiverQueue *queue);

@@ -13,7 +13,7 @@ CREATE VIEW sent AS
 -- the request is what the API takes
 SELECT sentdm_send('+14155551234', 'order_shipped', '{"name": "Ann", "count": 3, "gift": true, "sum": 12.50}') IS NOT NULL AS sent;
 SELECT sentdm_send('+14155551234', '7ba7b820-9dad-11d1-80b4-00c04fd430c8') IS NOT NULL AS sent;
-SELECT sentdm_send('+14155551234', body => E'Grüße: "quoted" \\ and\na line', channels => '{sms,whatsapp}',
+SELECT sentdm_send('+14155551234', body => E'Hello: "quoted" \\ and\na line', channels => '{sms,whatsapp}',
 	priority => 'high', tag => 'spring', profile_id => '11111111-2222-3333-4444-555555555555',
 	sandbox => true, extra => '{"media_urls": ["https://example.com/a.png"], "subject": "s"}') IS NOT NULL AS sent;
 SELECT request, priority, tag, profile_id, state FROM sent;
