@@ -25,6 +25,7 @@
 #include "utils/uuid.h"
 
 #include "control.h"
+#include "recovery.h"
 #include "send.h"
 #include "sentdm.h"
 #include "sql.h"
@@ -61,12 +62,16 @@ compare_identity(HeapTuple row, TupleDesc desc)
 	char	   *cluster = TextDatumGetCString(SPI_getbinval(row, desc, 3, &isnull));
 	char	   *environment = TextDatumGetCString(SPI_getbinval(row, desc, 4, &isnull));
 	int			version = DatumGetInt32(SPI_getbinval(row, desc, 5, &isnull));
+	TimeLineID	timeline = DatumGetInt32(SPI_getbinval(row, desc, 10, &isnull));
 	bool		upgraded = PG_VERSION_NUM / 10000 > version / 10000;
 
 	if (database != MyDatabaseId)
 		return "this database is a copy of another database";
 	if (system_identifier != (int64) GetSystemIdentifier() && !upgraded)
 		return "this database is a copy from another cluster";
+	if (!RecoveryInProgress() && !upgraded &&
+		sentdm_recovery_made_copy(timeline, GetWALInsertionTimeLine()))
+		return "this database was restored to a point in time";
 	if (strcmp(cluster, setting_text(cluster_name)) != 0)
 		return "cluster_name differs from the one that was enabled";
 	if (strcmp(environment, setting_text(sentdm_environment)) != 0)
@@ -80,7 +85,7 @@ fetch_sender(void)
 {
 	static SentdmStatement fetch = {
 		.sql = "SELECT system_identifier, database_oid, cluster_name, environment, server_version,"
-		" enabled, pause_kind, probe_at, paused_key FROM sentdm.sender"
+		" enabled, pause_kind, probe_at, paused_key, timeline FROM sentdm.sender"
 	};
 
 	return sentdm_execute(&fetch, NULL, NULL) > 0;
@@ -160,6 +165,25 @@ sentdm_sender_unpause(void)
 
 	SPI_connect();
 	sentdm_execute(&clear, NULL, NULL);
+	SPI_finish();
+}
+
+void
+sentdm_sender_adopt(void)
+{
+	static SentdmStatement adopt = {
+		.sql = "UPDATE sentdm.sender SET system_identifier = $1, server_version = $2, timeline = $3"
+		" WHERE (system_identifier, server_version, timeline) <> ($1, $2, $3)",
+		.nargs = 3,
+		.types = {INT8OID, INT4OID, INT4OID}
+	};
+	Datum		values[3];
+
+	SPI_connect();
+	values[0] = Int64GetDatum((int64) GetSystemIdentifier());
+	values[1] = Int32GetDatum(PG_VERSION_NUM);
+	values[2] = Int32GetDatum((int32) GetWALInsertionTimeLine());
+	sentdm_execute(&adopt, values, NULL);
 	SPI_finish();
 }
 

@@ -20,8 +20,14 @@ typedef struct SentdmSender
 								 * paused */
 } SentdmSender;
 
-/* Both need a transaction. */
+/* All of these need a transaction. */
 extern void sentdm_sender_read(SentdmSender *sender);
+
+/*
+ * There is no fence: from now on this is what the database looks like, after a
+ * promotion or an upgrade.
+ */
+extern void sentdm_sender_adopt(void);
 
 /*
  * Store a pause that the worker makes, unless a person paused already.

@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "recovery.h"
 #include "shmem.h"
 
 typedef struct SharedState
@@ -54,6 +55,7 @@ startup_shmem(void)
 
 	if (previous_startup_hook)
 		previous_startup_hook();
+	sentdm_recovery_note_start();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	shared = ShmemInitStruct("sentdm", sizeof(SharedState), &found);

@@ -84,13 +84,15 @@ take_drainer_lock(void)
 	return taken;
 }
 
+/* This worker is the sender now: put the queue into order. */
 static void
-rescue(Worker *worker)
+take_over(Worker *worker)
 {
 	int64		suspects;
 	int64		rescued;
 
 	sentdm_begin();
+	sentdm_sender_adopt();
 	rescued = sentdm_outbox_rescue(&suspects);
 	sentdm_commit();
 	worker->flight.suspects = (int) Min(suspects, INT_MAX);
@@ -529,7 +531,7 @@ start(Worker *worker)
 				 errmsg("sentdm sends nothing from this database: %s", sender->fence),
 				 errhint("If this database is to send, run SELECT sentdm_enable() in it.")));
 	else
-		rescue(worker);
+		take_over(worker);
 	open_http(worker);
 	sentdm_account_read_key(&worker->account);
 }
