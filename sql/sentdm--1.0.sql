@@ -278,6 +278,111 @@ REVOKE ALL ON FUNCTION sentdm_resume() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_resume() IS 'release the queue, also from a pause that the worker made itself';
 
 --
+-- Receipts
+--
+
+CREATE FUNCTION sentdm_verify_signature(payload bytea, signature text, secret text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_verify_signature'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_verify_signature(bytea, text, text)
+	IS 'is this the hex signature, of Sent''s older scheme, of a webhook? Malformed or NULL input is false';
+
+CREATE FUNCTION sentdm_verify_signature(payload text, signature text, secret text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_verify_signature'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_verify_signature(text, text, text)
+	IS 'is this the hex signature, of Sent''s older scheme, of a webhook? Malformed or NULL input is false';
+
+CREATE FUNCTION sentdm_verify_signature(payload bytea, signature text, secret text,
+	webhook_id text, webhook_timestamp text,
+	tolerance interval DEFAULT '5 minutes', at timestamptz DEFAULT pg_catalog.now())
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_verify_signature'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_verify_signature(bytea, text, text, text, text, interval, timestamptz)
+	IS 'is this the v1 signature of a webhook, made within the tolerance of a time? Malformed or NULL input is false';
+
+CREATE FUNCTION sentdm_verify_signature(payload text, signature text, secret text,
+	webhook_id text, webhook_timestamp text,
+	tolerance interval DEFAULT '5 minutes', at timestamptz DEFAULT pg_catalog.now())
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'sentdm_verify_signature'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_verify_signature(text, text, text, text, text, interval, timestamptz)
+	IS 'is this the v1 signature of a webhook, made within the tolerance of a time? Malformed or NULL input is false';
+
+CREATE FUNCTION sentdm_sign(payload bytea, secret text,
+	webhook_id text DEFAULT NULL, webhook_timestamp text DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'sentdm_sign'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_sign(bytea, text, text, text)
+	IS 'make the signature of a webhook, for tests; of the older scheme without webhook_id and webhook_timestamp';
+
+CREATE FUNCTION sentdm_sign(payload text, secret text,
+	webhook_id text DEFAULT NULL, webhook_timestamp text DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'sentdm_sign'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION sentdm_sign(text, text, text, text)
+	IS 'make the signature of a webhook, for tests; of the older scheme without webhook_id and webhook_timestamp';
+
+CREATE FUNCTION sentdm.status_rank(status text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'sentdm_status_rank'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+REVOKE ALL ON FUNCTION sentdm.status_rank(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.status_rank(text)
+	IS 'how far a status is along the way; decides between statuses of the same second';
+
+CREATE FUNCTION sentdm_set_webhook_secret(secret text, webhook_id uuid DEFAULT NULL,
+	overlap interval DEFAULT '1 day')
+RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_set_webhook_secret'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_set_webhook_secret(text, uuid, interval) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_set_webhook_secret(text, uuid, interval)
+	IS 'store the signing secret of a webhook (NULL: of any); the one before stays valid for the overlap';
+
+CREATE FUNCTION sentdm_receive_webhook(payload bytea, headers jsonb)
+RETURNS TABLE (http_status integer, event_id bigint, duplicate boolean, reason text)
+AS 'MODULE_PATHNAME', 'sentdm_receive_webhook'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_receive_webhook(bytea, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_receive_webhook(bytea, jsonb)
+	IS 'verify and record a webhook, and apply its status; answers with the HTTP status to give';
+
+CREATE FUNCTION sentdm_receive_webhooks(payloads bytea[], headers jsonb[])
+RETURNS TABLE (ordinal integer, http_status integer, event_id bigint, duplicate boolean, reason text)
+AS 'MODULE_PATHNAME', 'sentdm_receive_webhooks'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 100
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[]) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[])
+	IS 'many webhooks at once; one row for each, in order';
+
+CREATE VIEW sentdm.inbound AS
+	SELECT e.sent_id,
+		coalesce(m.body ->> 'inbound_number', m.body ->> 'from') AS contact,
+		coalesce(m.body ->> 'outbound_number', m.body ->> 'to') AS line,
+		m.body ->> 'channel' AS channel,
+		m.body ->> 'text' AS text,
+		e.received_at,
+		m.body -> 'media' AS media
+	FROM sentdm.events e
+		CROSS JOIN LATERAL (SELECT coalesce(e.payload -> 'payload', e.payload -> 'data') AS body) m
+	WHERE e.event = 'message.received';
+COMMENT ON VIEW sentdm.inbound IS 'messages received from contacts';
+COMMENT ON COLUMN sentdm.inbound.contact IS 'who wrote it';
+COMMENT ON COLUMN sentdm.inbound.line IS 'our number that it was written to';
+COMMENT ON COLUMN sentdm.inbound.received_at IS 'when it came here';
+COMMENT ON COLUMN sentdm.inbound.media IS 'array of {url, mime_type, size_bytes, hash_sha256}; NULL: none';
+
+--
 -- Views
 --
 

@@ -272,7 +272,7 @@ slow_down(SentdmDrain *drain, int64_t retry_after_ms, int64_t now_us)
 	}
 
 	if (retry_after_ms >= 0)
-		wait_ms = min64(max64(retry_after_ms, SECOND_MS), HOUR_MS);
+		wait_ms = max64(retry_after_ms, SECOND_MS);
 	else
 		wait_ms = drain->slowdown > MIN_SLOWDOWN ?
 			(int64_t) ((double) SECOND_MS / drain->slowdown) : 61 * SECOND_MS;

@@ -77,10 +77,13 @@ def quote(text):
 def relay():
     after = open(state).read() if os.path.exists(state) else "0"
     news = control("events?after=" + after)
-    if news["events"]:
-        payloads = ", ".join(quote("\\x" + event["body"].encode().hex()) for event in news["events"])
-        headers = ", ".join(quote(json.dumps(event["headers"])) for event in news["events"])
-        sql = f"SELECT * FROM sentdm_receive_webhooks(ARRAY[{payloads}]::bytea[], ARRAY[{headers}]::jsonb[])"
+    sql = ""
+    for kind in dict.fromkeys(event["headers"]["X-Webhook-Event-Type"] for event in news["events"]):
+        events = [event for event in news["events"] if event["headers"]["X-Webhook-Event-Type"] == kind]
+        payloads = ", ".join(quote("\\x" + event["body"].encode().hex()) for event in events)
+        headers = ", ".join(quote(json.dumps(event["headers"])) for event in events)
+        sql += f"SELECT * FROM sentdm_receive_webhooks(ARRAY[{payloads}]::bytea[], ARRAY[{headers}]::jsonb[]);\n"
+    if sql:
         subprocess.run(psql, input=sql, text=True, check=True, stdout=subprocess.DEVNULL)
     open(state, "w").write(str(news["next"]))
 
@@ -299,6 +302,15 @@ SELECT tag, total, queued, accepted, delivered, failed, percent FROM sentdm.prog
 SQL
 }
 
+departure() {
+	heading "Meanwhile the scheduled message has left"
+	wait_until $WAIT_S is_true "(SELECT state <> 'queued' FROM sentdm.messages WHERE tag = 'soon')" ||
+		die "the scheduled message did not leave"
+	sql <<'SQL'
+SELECT recipient, state, finished_at - created_at AS after FROM sentdm.status WHERE tag = 'soon';
+SQL
+}
+
 replies() {
 	heading "A customer answers"
 	webapp reply
@@ -375,6 +387,7 @@ main() {
 	schedule
 	receipts
 	statuses
+	departure
 	replies
 	operating
 	[[ ! $keep ]] || leave_running

@@ -79,23 +79,23 @@ missing_packages() {
 }
 
 # The server's package makes a cluster and starts it, and others with it: not
-# here.  Run by root; whatever it changes for the time being it puts back.
+# here.  A process of its own runs this as root; it puts back what it changes, at
+# its end, when local variables would be gone.
 apt_install() {
 	export DEBIAN_FRONTEND=noninteractive
-	local defaults=/etc/postgresql-common/createcluster.conf
-	local policy=/usr/sbin/policy-rc.d
-	local lists_are_fresh=
-	local get="apt-get install -y -q --no-install-recommends"
+	defaults=/etc/postgresql-common/createcluster.conf
+	policy=/usr/sbin/policy-rc.d
+	updated=
 
-	get_packages() {
-		$get "$@" && return
-		[[ $lists_are_fresh ]] && return 1
-		apt-get update -q && lists_are_fresh=yes && $get "$@"
+	get() {
+		apt-get install -y -q --no-install-recommends "$@" && return
+		[[ ! $updated ]] || return 1
+		updated=yes
+		apt-get update -q && apt-get install -y -q --no-install-recommends "$@"
 	}
 	put_back() {
-		[[ $policy ]] && rm -f "$policy"
-		[[ -f $defaults.saved ]] && mv "$defaults.saved" "$defaults"
-		return 0
+		[[ ! $policy ]] || rm -f "$policy"
+		[[ ! -f $defaults.saved ]] || mv "$defaults.saved" "$defaults"
 	}
 	trap put_back EXIT
 	trap 'exit 1' HUP INT TERM
@@ -106,11 +106,11 @@ apt_install() {
 		chmod 755 "$policy"
 	fi
 	if [[ " $* " == *" postgresql-15 "* ]]; then
-		get_packages postgresql-common || return 1
+		get postgresql-common || return 1
 		cp -p "$defaults" "$defaults.saved"
 		echo 'create_main_cluster = false' >>"$defaults"
 	fi
-	get_packages "$@"
+	get "$@"
 }
 
 install_missing() {

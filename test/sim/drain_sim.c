@@ -245,6 +245,7 @@ typedef enum Fault
 	FOREIGN_404,
 	FOREIGN_403,
 	FOREIGN_400,
+	FOREIGN_413,
 	BAD_KEY,
 	FORBIDDEN,
 	NO_BALANCE,
@@ -256,7 +257,7 @@ typedef enum Fault
 
 static const char *const fault_names[FAULTS] = {
 	"", "down", "bad certificate", "lost", "no reply", "slow", "late", "5xx before", "5xx after",
-	"store down", "garbled", "redirect", "foreign 404", "foreign 403", "foreign 400", "bad key",
+	"store down", "garbled", "redirect", "foreign 404", "foreign 403", "foreign 400", "foreign 413", "bad key",
 	"forbidden", "no balance", "no quota", "limited", "too many scheduled"
 };
 
@@ -917,6 +918,10 @@ answer_fault(Request *request)
 		case FOREIGN_400:
 			answer(request, 400, false, "", -1);
 			return true;
+		case FOREIGN_413:
+			world.refusals[request->claim.message]++;
+			answer(request, 413, false, "", -1);
+			return true;
 		case BAD_KEY:
 			/* a lockout soon, to have it at all */
 			if (++world.refused_keys > 3)
@@ -1338,7 +1343,9 @@ add_outcome(const Claim *claim, const SentdmDecision *decision, const Request *r
 	outcome = &worker->outcomes[worker->n_outcomes++];
 	outcome->claim = *claim;
 	outcome->decision = *decision;
-	outcome->entry = request != NULL && decision->action == SENTDM_DO_ACCEPT ? request->entry : -1;
+	outcome->entry = -1;
+	if (request != NULL && decision->action == SENTDM_DO_ACCEPT && request->reply.readable)
+		outcome->entry = request->entry;
 	outcome->replayed = claim->ambiguous_since != 0;
 }
 
@@ -1798,7 +1805,7 @@ resume_queue(void)
 	if (world.worker.alive)
 	{
 		/* a lockout belongs to the key, which may be another one now */
-		if (world.worker.drain.pause == SENTDM_PAUSE_CREDENTIALS)
+		if (world.worker.drain.unauthorized)
 			world.worker.silent_until = 0;
 		sentdm_drain_resume(&world.worker.drain, world.now);
 		world.worker.new_pause = SENTDM_PAUSE_NONE;
@@ -2100,6 +2107,21 @@ effects(int message, int recipient, int generation)
 	return n;
 }
 
+/* Did an answer with its ids get through to the database? */
+static bool
+is_settled(int message, int recipient)
+{
+	for (int i = 0; i < world.n_entries; i++)
+	{
+		const Entry *entry = &world.entries[i];
+
+		if (has_bit(world.visible.settled, i) && entry->message == message &&
+			(entry->recipients & (1u << recipient)) != 0)
+			return true;
+	}
+	return false;
+}
+
 static void
 check_recipient(int n, int recipient)
 {
@@ -2108,6 +2130,8 @@ check_recipient(int n, int recipient)
 
 	if (fate == QUEUED)
 		violate("I1: message %d, recipient %d never came to an end", n, recipient);
+	if (fate == ACCEPTED && !is_settled(n, recipient))
+		violate("I9: message %d, recipient %d is accepted, but no id is known", n, recipient);
 	if (fate == ACCEPTED && effects(n, recipient, 0) == 0)
 		violate("I1: message %d, recipient %d is accepted here, but not by Sent", n, recipient);
 	if ((fate == FAILED || fate == EXPIRED) && !message->unknown[recipient] &&

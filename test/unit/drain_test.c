@@ -433,6 +433,22 @@ test_leftovers(void)
 	ok(!drain.probing && quota(SENTDM_NORMAL) >= 1, "when it is answered, more may go, whatever still hangs");
 }
 
+/* Connections that break at once are no requests that hang. */
+static void
+test_resets(void)
+{
+	begin(&plain, 6);
+	for (int i = 0; i < 20; i++)
+		request(OK);
+	start(15);
+	finish(OK);
+	for (int i = 0; i < 4; i++)
+		finish(TIMEOUT);
+	ok(!drain.probing && drain.failures == 4, "requests that break off count, although others were answered");
+	finish(TIMEOUT);
+	ok(drain.probing && quota(SENTDM_HIGH) == 0, "and five of them open the breaker");
+}
+
 /*
  * Some requests hang until they time out, the others are answered at once.  At
  * no time may an answered one have to wait for those that hang.
@@ -609,6 +625,38 @@ test_rate_limited(void)
 	ok(within, "it waits one second at least and one hour at most");
 }
 
+/* At half the rate half as many go, and not all workers come back at once. */
+static void
+test_slow_rate(void)
+{
+	SentdmDrainSettings settings = plain;
+	int64_t		first = 0;
+	bool		spread = false;
+	int			n = 0;
+
+	settings.requests = (SentdmRate) {600, MINUTE};
+	begin(&settings, 14);
+	now += MINUTE;
+	request(LIMITED);
+	now = drain.blocked_until_us;
+	for (int64_t until = now + MINUTE; now < until; n++)
+	{
+		wait_ready(SENTDM_HIGH);
+		start(1);
+		finish(TOO_LATE);		/* says nothing, so nothing recovers */
+	}
+	ok(n > 230 && n < 300, "after a 429, half the limit is used (%d of 600)", n);
+
+	for (uint64_t seed = 1; seed <= 20; seed++)
+	{
+		begin(&settings, seed);
+		request(LIMITED_30);
+		spread = spread || (first != 0 && drain.blocked_until_us != first);
+		first = drain.blocked_until_us;
+	}
+	ok(spread, "and the wait has a bit of chance in it");
+}
+
 static void
 test_recovery(void)
 {
@@ -782,6 +830,12 @@ test_stored_pause(void)
 	   "a pause that an earlier worker left goes on");
 	sentdm_drain_pause(&drain, SENTDM_PAUSE_BALANCE, 0, now);
 	ok(quota(SENTDM_HIGH) == 1, "one whose time is over lets one request try");
+
+	begin(&plain, 25);
+	start(3);
+	sentdm_drain_pause(&drain, SENTDM_PAUSE_BALANCE, 1000, now);
+	now += SECOND;
+	ok(quota(SENTDM_HIGH) == 1, "whatever is still in flight from before");
 }
 
 static void
@@ -1342,9 +1396,11 @@ main(void)
 	test_breaker_times();
 	test_probe_answers();
 	test_leftovers();
+	test_resets();
 	test_hanging();
 	test_blackout();
 	test_rate_limited();
+	test_slow_rate();
 	test_recovery();
 	test_long_backoff();
 	test_pause();
