@@ -101,11 +101,11 @@ static bool
 read_digits(const char **text, int n, int *value)
 {
 	*value = 0;
-	for (int i = 0; i < n; i++, (*text)++)
+	for (int i = 0; i < n; i++, (*text) ++)
 	{
-		if (**text < '0' || **text > '9')
+		if (**text <'0' || **text >'9')
 			return false;
-		*value = *value * 10 + (**text - '0');
+		*value = *value * 10 + (**text -'0');
 	}
 	return true;
 }
@@ -113,9 +113,9 @@ read_digits(const char **text, int n, int *value)
 static bool
 read_char(const char **text, char c)
 {
-	if (**text != c)
+	if (**text !=c)
 		return false;
-	(*text)++;
+	(*text) ++;
 	return true;
 }
 
@@ -129,12 +129,12 @@ read_fraction(const char **text, int64 *fraction_us)
 	*fraction_us = 0;
 	if (!read_char(text, '.'))
 		return true;
-	for (digits = *text; **text >= '0' && **text <= '9'; (*text)++)
+	for (digits = *text; **text >='0' && **text <='9'; (*text) ++)
 	{
-		*fraction_us += (**text - '0') * unit_us;
+		*fraction_us += (**text -'0') *unit_us;
 		unit_us /= 10;
 	}
-	return *text > digits;
+	return *text >digits;
 }
 
 /* Read "Z" or "+01:00". */
@@ -181,7 +181,7 @@ parse_time(const char *text, TimestampTz now)
 		!read_digits(&text, 2, &hour) || !read_char(&text, ':') ||
 		!read_digits(&text, 2, &minute) || !read_char(&text, ':') ||
 		!read_digits(&text, 2, &second) || !read_fraction(&text, &fraction_us) ||
-		!read_offset(&text, &offset_min) || *text != '\0')
+		!read_offset(&text, &offset_min) || *text !='\0')
 		return DT_NOBEGIN;
 	if (month < 1 || month > 12 || day < 1 || day > day_tab[isleap(year)][month - 1] ||
 		hour > 23 || minute > 59 || second > 59)
@@ -190,7 +190,7 @@ parse_time(const char *text, TimestampTz now)
 	time = (TimestampTz) (date2j(year, month, day) - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY +
 		(hour * SECS_PER_HOUR + (minute - offset_min) * SECS_PER_MINUTE + second) * USECS_PER_SEC +
 		fraction_us;
-	if (time < 0 || time > now + USECS_PER_DAY)	/* 0 is the year 2000 */
+	if (time < 0 || time > now + USECS_PER_DAY) /* 0 is the year 2000 */
 		return DT_NOBEGIN;
 	return time;
 }
@@ -206,13 +206,15 @@ find_time(const Envelope *envelope, TimestampTz now)
 	for (int i = 0; i < lengthof(keys) && time == DT_NOBEGIN; i++)
 	{
 		text = get_string(envelope->body, keys[i]);
-		if (text != NULL)
+
+		if (text !=NULL)
 			time = parse_time(text, now);
 	}
 	if (time == DT_NOBEGIN)
 	{
 		text = get_string(envelope->root, "timestamp");
-		if (text != NULL)
+
+		if (text !=NULL)
 			time = parse_time(text, now);
 	}
 	return time;

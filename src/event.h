@@ -20,8 +20,8 @@ typedef struct SentdmEvent
 	bool		has_sent_id;
 	pg_uuid_t	sent_id;		/* the message that it is about */
 	TimestampTz occurred_at;	/* DT_NOBEGIN: unknown */
-	char	   *identity;		/* signed words that tell it from other events;
-								 * NULL: only its bytes do */
+	char	   *identity;		/* signed words that tell it from other
+								 * events; NULL: only its bytes do */
 
 	/* What it says about a message of ours. */
 	char	   *status;			/* lower case; NULL: it says nothing */

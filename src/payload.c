@@ -119,7 +119,7 @@ parse_json(char *json, const char **reason)
 	return parsed;
 }
 
-Jsonb *
+Jsonb	   *
 sentdm_payload_parse(const char *payload, size_t length, const char **reason)
 {
 	Jsonb	   *parsed;

@@ -21,7 +21,8 @@ typedef struct SentdmReceipt
 
 	/* Result */
 	bool		duplicate;
-	int64		id;				/* of the row in sentdm.events; 0: a trigger refused it */
+	int64		id;				/* of the row in sentdm.events; 0: a trigger
+								 * refused it */
 } SentdmReceipt;
 
 /*

@@ -35,7 +35,10 @@ sentdm_recovery_note_start(void)
 {
 	struct stat st;
 
-	/* The server looks for them in this order, too, and removes them at the end. */
+	/*
+	 * The server looks for them in this order, too, and removes them at the
+	 * end.
+	 */
 	if (stat(STANDBY_SIGNAL_FILE, &st) == 0)
 		start = START_AS_STANDBY;
 	else if (stat(RECOVERY_SIGNAL_FILE, &st) == 0)

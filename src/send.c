@@ -13,6 +13,8 @@
 #include "access/xact.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -110,19 +112,58 @@ at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId 
 		open_subtransactions = open->parent;
 }
 
-/*
- * A prepared transaction is committed by a command of its own, often by another
- * session, which knows nothing of its messages: have the worker look.
- */
-static void
-after_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-			  ProcessUtilityContext context, ParamListInfo params,
-			  QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+/* The database that a command needs without anybody connected; NULL: none. */
+static const char *
+database_in_demand(Node *statement)
 {
-	bool		commit_prepared = IsA(pstmt->utilityStmt, TransactionStmt) &&
-	((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	ListCell   *cell;
+
+	if (IsA(statement, DropdbStmt))
+		return ((DropdbStmt *) statement)->dbname;
+	if (IsA(statement, RenameStmt) && ((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
+		return ((RenameStmt *) statement)->subname;
+	if (!IsA(statement, CreatedbStmt))
+		return NULL;
+	foreach(cell, ((CreatedbStmt *) statement)->options)
+	{
+		DefElem    *option = lfirst_node(DefElem, cell);
+
+		if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+			return defGetString(option);
+	}
+	return NULL;
+}
+
+static void
+make_way(Node *statement)
+{
+	const char *name = database_in_demand(statement);
 	SentdmSlot *slot;
 
+	if (name == NULL)
+		return;
+	slot = sentdm_slot(get_database_oid(name, true), false);
+	if (slot != NULL && OidIsValid(slot->database))
+		sentdm_slot_ask_to_leave(slot);
+}
+
+/*
+ * Two kinds of commands concern us.  A prepared transaction is committed by a
+ * command of its own, often by another session, which knows nothing of its
+ * messages: have the worker look.  And an idle worker must not be in the way of
+ * a command that needs the database for itself.
+ */
+static void
+on_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+		   ProcessUtilityContext context, ParamListInfo params,
+		   QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+{
+	Node	   *statement = pstmt->utilityStmt;
+	bool		commit_prepared = IsA(statement, TransactionStmt) &&
+	((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED;
+	SentdmSlot *slot;
+
+	make_way(statement);
 	if (previous_utility_hook)
 		previous_utility_hook(pstmt, query, read_only_tree, context, params, environment, dest, completion);
 	else
@@ -138,7 +179,7 @@ sentdm_send_init(void)
 	RegisterXactCallback(at_transaction_end, NULL);
 	RegisterSubXactCallback(at_subtransaction_end, NULL);
 	previous_utility_hook = ProcessUtility_hook;
-	ProcessUtility_hook = after_utility;
+	ProcessUtility_hook = on_utility;
 }
 
 void

@@ -72,6 +72,7 @@ startup_shmem(void)
 			slot->worker_proc = -1;
 			pg_atomic_init_u32(&slot->work, 0);
 			pg_atomic_init_u32(&slot->control, 0);
+			pg_atomic_init_u32(&slot->in_the_way, 0);
 			for (int c = 0; c < SENTDM_COUNTERS; c++)
 				pg_atomic_init_u64(&slot->counters[c], 0);
 		}
@@ -208,6 +209,18 @@ sentdm_slot_control(SentdmSlot *slot)
 	sentdm_slot_wake(slot);
 }
 
+void
+sentdm_slot_ask_to_leave(SentdmSlot *slot)
+{
+	LWLockAcquire(shared->lock, LW_SHARED);
+	if (slot->worker_proc >= 0)
+	{
+		pg_atomic_write_u32(&slot->in_the_way, 1);
+		set_latch_of(slot->worker_proc);
+	}
+	LWLockRelease(shared->lock);
+}
+
 /* Also runs at the exit of a worker that failed: then it has not left cleanly. */
 static void
 detach_worker(int code, Datum arg)
@@ -237,6 +250,7 @@ sentdm_slot_attach(SentdmSlot *slot)
 	if (slot->worker_proc < 0)
 	{
 		slot->worker_proc = sentdm_proc_number();
+		pg_atomic_write_u32(&slot->in_the_way, 0);
 		slot->report.pid = MyProcPid;
 		slot->report.started_at = GetCurrentTimestamp();
 		attached = true;

@@ -62,6 +62,7 @@ typedef struct SentdmSlot
 	pg_atomic_uint32 work;		/* something was committed since the worker
 								 * looked */
 	pg_atomic_uint32 control;	/* generation of pause, resume and enable */
+	pg_atomic_uint32 in_the_way;	/* somebody wants to drop or copy the database */
 	pg_atomic_uint64 counters[SENTDM_COUNTERS];
 } SentdmSlot;
 
@@ -90,6 +91,9 @@ extern void sentdm_slot_wake(SentdmSlot *slot);
 
 /* A pause, resume or enable was committed: wake the worker to read it. */
 extern void sentdm_slot_control(SentdmSlot *slot);
+
+/* Somebody wants the database for himself: an idle worker leaves at once. */
+extern void sentdm_slot_ask_to_leave(SentdmSlot *slot);
 
 /* The worker takes its place; false when another one has it. */
 extern bool sentdm_slot_attach(SentdmSlot *slot);

@@ -342,7 +342,7 @@ receive(Request *requests, int n)
 	/* Not the time of the transaction, which may have begun long ago. */
 	TimestampTz now = GetCurrentTimestamp();
 	int64		now_s = now / USECS_PER_SEC +
-		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
+	(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
 	SentdmSecrets *secrets = sentdm_secrets_load();
 
 	for (int i = 0; i < n; i++)

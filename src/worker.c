@@ -396,8 +396,10 @@ leave_if_idle(Worker *worker)
 {
 	SentdmFlight *flight = &worker->flight;
 	TimestampTz now = GetCurrentTimestamp();
+	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0;
+	int			timeout_ms = asked ? 0 : sentdm_idle_timeout_ms;
 	bool		busy = flight->under_way > 0 || anything_to_settle(worker) ||
-	next_due(worker) <= TimestampTzPlusMilliseconds(now, sentdm_idle_timeout_ms);
+	next_due(worker) <= TimestampTzPlusMilliseconds(now, timeout_ms);
 
 	if (busy)
 	{
@@ -406,7 +408,7 @@ leave_if_idle(Worker *worker)
 	}
 	if (worker->idle_since == 0)
 		worker->idle_since = now;
-	return TimestampDifferenceExceeds(worker->idle_since, now, sentdm_idle_timeout_ms) &&
+	return TimestampDifferenceExceeds(worker->idle_since, now, timeout_ms) &&
 		sentdm_slot_leave(worker->slot, true, next_due(worker));
 }
 

@@ -248,7 +248,11 @@ receiver_database_close(ReceiverDatabase *database)
 bool
 receiver_database_is_alive(ReceiverDatabase *database)
 {
-	return PQconsumeInput(database->conn) && PQstatus(database->conn) == CONNECTION_OK;
+	if (PQconsumeInput(database->conn) && PQstatus(database->conn) == CONNECTION_OK)
+		return true;
+	snprintf(database->trouble, sizeof(database->trouble), "%s", PQerrorMessage(database->conn));
+	receiver_database_close(database);
+	return false;
 }
 
 static int

@@ -32,7 +32,7 @@ extern bool receiver_database_connect(ReceiverDatabase *database, const char *co
 									  int64_t statement_timeout_us);
 extern void receiver_database_close(ReceiverDatabase *database);
 
-/* Notice whether the server closed the connection. */
+/* Did the server close the connection?  Then it is closed here too; trouble says why. */
 extern bool receiver_database_is_alive(ReceiverDatabase *database);
 
 /*

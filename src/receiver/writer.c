@@ -260,7 +260,7 @@ idle(ReceiverWriter *writer)
 		poll(fds, 2, receiver_ms_until(writer->probe_at_us, 1000));
 	receiver_queue_end_wait(writer->queue);
 	if (!receiver_database_is_alive(&writer->database))
-		go_down(writer, "lost the database", PQerrorMessage(writer->database.conn));
+		go_down(writer, "lost the database", writer->database.trouble);
 	else if (receiver_now_us() >= writer->probe_at_us)
 		probe(writer);
 }
@@ -326,7 +326,7 @@ writer_main(void *arg)
 		else if (receiver_queue_depth(writer->queue) == 0)
 			idle(writer);
 		else if (!receiver_database_is_alive(&writer->database))
-			go_down(writer, "lost the database", PQerrorMessage(writer->database.conn));
+			go_down(writer, "lost the database", writer->database.trouble);
 		else
 			take_and_deliver(writer);
 	}
