@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.." || exit 1
 source test/lib.sh
 
 STAGES="lint unit simulator fuzz regress tap"
-WARNINGS="-Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-ignored-attributes"
+WARNINGS="-Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare"
 SANITIZE="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 PURE="request drain signature"
 failed=()
@@ -30,7 +30,7 @@ stage_lint() {
 	include=$("$PG_CONFIG" --includedir-server)
 	for compiler in gcc clang; do
 		for file in src/*.c; do
-			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE -I"$include" -Isrc -fsyntax-only "$file"
+			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE -isystem "$include" -Isrc -fsyntax-only "$file"
 		done
 	done
 	as_user bash test/indent.sh --check

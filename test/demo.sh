@@ -103,7 +103,7 @@ elif command == "reply":
 elif command == "count":
     ledger = control("ledger/summary")
     print("Messages that the stand-in for Sent has accepted: {accepted_recipients},"
-          " at most {max_effects_per_key} request per Idempotency-Key.".format(**ledger))
+          " at most {max_effects_per_key} request per Idempotency-Key.\n".format(**ledger))
 PYTHON
 }
 
@@ -122,7 +122,7 @@ is_true() {
 }
 
 heading() {
-	printf '\n%s--- %s ---%s\n\n' "$BOLD" "$1" "$PLAIN"
+	printf '%s--- %s ---%s\n\n' "$BOLD" "$1" "$PLAIN"
 }
 
 # Show each paragraph of standard input and what psql answers to it.
@@ -370,7 +370,7 @@ main() {
 	choose_user
 	make_scratch sentdm-demo
 	cd "$SCRATCH"
-	echo "Building for $("$PG_CONFIG" --version) in $SCRATCH"
+	printf 'Building for %s in %s\n\n' "$("$PG_CONFIG" --version)" "$SCRATCH"
 	build_private_server
 	PSQL=("$PG_BIN/psql" -X -q -h "$SCRATCH" -p $PORT -U postgres -v ON_ERROR_STOP=1 -P pager=off -P footer=off)
 	write_web_application

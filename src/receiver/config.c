@@ -249,6 +249,11 @@ validate(ReceiverConfig *config)
 		fprintf(stderr, "sentdm-receiver: queue-bytes must not be less than max-body\n");
 		return false;
 	}
+	if (config->threads > config->max_connections)
+	{
+		fprintf(stderr, "sentdm-receiver: threads must not be more than max-connections\n");
+		return false;
+	}
 	config->log_requests = strcmp(config->access_log, "off") != 0;
 	if (config->log_requests && strcmp(config->access_log, "on") != 0)
 	{

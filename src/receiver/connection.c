@@ -62,6 +62,13 @@ receiver_connections_init(int max_per_address, const ReceiverNetwork *trusted, i
 	return tallies != NULL;
 }
 
+void
+receiver_connections_free(void)
+{
+	free(tallies);
+	tallies = NULL;
+}
+
 static Tally **
 bucket_of(const ReceiverAddress *address)
 {

@@ -12,6 +12,9 @@ typedef struct ReceiverConnection ReceiverConnection;
 /* Before the first connection.  False: out of memory. */
 extern bool receiver_connections_init(int max_per_address, const ReceiverNetwork *trusted, int n_trusted);
 
+/* After the last one was closed. */
+extern void receiver_connections_free(void);
+
 /*
  * A connection was accepted.  NULL: out of memory.  One too many from its address
  * is shut down here, but must be closed like the others.
