@@ -9,6 +9,11 @@
 #error "sentdm needs PostgreSQL 15 or later"
 #endif
 
+/* 16 moved VARDATA() and its like out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* 16 moved memory of settings from plain malloc() to a context of its own. */
 #if PG_VERSION_NUM >= 160000
 #define sentdm_guc_alloc(size) guc_malloc(LOG, size)

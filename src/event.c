@@ -98,60 +98,60 @@ sentdm_uuid_parse(const char *text, size_t length, pg_uuid_t *uuid)
 
 /* Read exactly n digits. */
 static bool
-read_digits(const char **text, int n, int *value)
+read_digits(const char **rest, int n, int *value)
 {
 	*value = 0;
-	for (int i = 0; i < n; i++, (*text) ++)
+	for (int i = 0; i < n; i++, (*rest)++)
 	{
-		if (**text <'0' || **text >'9')
+		if (**rest < '0' || **rest > '9')
 			return false;
-		*value = *value * 10 + (**text -'0');
+		*value = *value * 10 + (**rest - '0');
 	}
 	return true;
 }
 
 static bool
-read_char(const char **text, char c)
+read_char(const char **rest, char c)
 {
-	if (**text !=c)
+	if (**rest != c)
 		return false;
-	(*text) ++;
+	(*rest)++;
 	return true;
 }
 
 /* Read ".123" with any number of digits; true also if there is no fraction. */
 static bool
-read_fraction(const char **text, int64 *fraction_us)
+read_fraction(const char **rest, int64 *fraction_us)
 {
 	int64		unit_us = USECS_PER_SEC / 10;
 	const char *digits;
 
 	*fraction_us = 0;
-	if (!read_char(text, '.'))
+	if (!read_char(rest, '.'))
 		return true;
-	for (digits = *text; **text >='0' && **text <='9'; (*text) ++)
+	for (digits = *rest; **rest >= '0' && **rest <= '9'; (*rest)++)
 	{
-		*fraction_us += (**text -'0') *unit_us;
+		*fraction_us += (**rest - '0') * unit_us;
 		unit_us /= 10;
 	}
-	return *text >digits;
+	return *rest > digits;
 }
 
 /* Read "Z" or "+01:00". */
 static bool
-read_offset(const char **text, int *offset_min)
+read_offset(const char **rest, int *offset_min)
 {
-	bool		west = **text == '-';
+	bool		west = **rest == '-';
 	int			hours;
 	int			minutes;
 
 	*offset_min = 0;
-	if (read_char(text, 'Z'))
+	if (read_char(rest, 'Z'))
 		return true;
-	if (!read_char(text, '+') && !read_char(text, '-'))
+	if (!read_char(rest, '+') && !read_char(rest, '-'))
 		return false;
-	if (!read_digits(text, 2, &hours) || !read_char(text, ':') ||
-		!read_digits(text, 2, &minutes) || hours > 15 || minutes > 59)
+	if (!read_digits(rest, 2, &hours) || !read_char(rest, ':') ||
+		!read_digits(rest, 2, &minutes) || hours > 15 || minutes > 59)
 		return false;
 	*offset_min = (hours * 60 + minutes) * (west ? -1 : 1);
 	return true;
@@ -163,7 +163,7 @@ read_offset(const char **text, int *offset_min)
  * later status of its message away for ever.
  */
 static TimestampTz
-parse_time(const char *text, TimestampTz now)
+parse_time(const char *rest, TimestampTz now)
 {
 	int			year,
 				month,
@@ -175,13 +175,13 @@ parse_time(const char *text, TimestampTz now)
 	int64		fraction_us;
 	TimestampTz time;
 
-	if (!read_digits(&text, 4, &year) || !read_char(&text, '-') ||
-		!read_digits(&text, 2, &month) || !read_char(&text, '-') ||
-		!read_digits(&text, 2, &day) || !read_char(&text, 'T') ||
-		!read_digits(&text, 2, &hour) || !read_char(&text, ':') ||
-		!read_digits(&text, 2, &minute) || !read_char(&text, ':') ||
-		!read_digits(&text, 2, &second) || !read_fraction(&text, &fraction_us) ||
-		!read_offset(&text, &offset_min) || *text !='\0')
+	if (!read_digits(&rest, 4, &year) || !read_char(&rest, '-') ||
+		!read_digits(&rest, 2, &month) || !read_char(&rest, '-') ||
+		!read_digits(&rest, 2, &day) || !read_char(&rest, 'T') ||
+		!read_digits(&rest, 2, &hour) || !read_char(&rest, ':') ||
+		!read_digits(&rest, 2, &minute) || !read_char(&rest, ':') ||
+		!read_digits(&rest, 2, &second) || !read_fraction(&rest, &fraction_us) ||
+		!read_offset(&rest, &offset_min) || *rest != '\0')
 		return DT_NOBEGIN;
 	if (month < 1 || month > 12 || day < 1 || day > day_tab[isleap(year)][month - 1] ||
 		hour > 23 || minute > 59 || second > 59)
@@ -201,21 +201,19 @@ find_time(const Envelope *envelope, TimestampTz now)
 {
 	static const char *const keys[] = {"updated_at", "occurred_at", "received_at"};
 	TimestampTz time = DT_NOBEGIN;
-	char	   *text;
+	char	   *string;
 
 	for (int i = 0; i < lengthof(keys) && time == DT_NOBEGIN; i++)
 	{
-		text = get_string(envelope->body, keys[i]);
-
-		if (text !=NULL)
-			time = parse_time(text, now);
+		string = get_string(envelope->body, keys[i]);
+		if (string != NULL)
+			time = parse_time(string, now);
 	}
 	if (time == DT_NOBEGIN)
 	{
-		text = get_string(envelope->root, "timestamp");
-
-		if (text !=NULL)
-			time = parse_time(text, now);
+		string = get_string(envelope->root, "timestamp");
+		if (string != NULL)
+			time = parse_time(string, now);
 	}
 	return time;
 }

@@ -16,6 +16,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "receipt.h"
 #include "sql.h"
 #include "status.h"
@@ -150,6 +151,30 @@ add_event(Columns *columns, const SentdmReceipt *receipt, int copies)
 	columns->nrows++;
 }
 
+/* The first of the sorted receipts with a key; n if there is none. */
+static int
+find_key(SentdmReceipt **sorted, int n, const bytea *key)
+{
+	int			low = 0;
+	int			high = n;
+
+	/* A trigger of the user's could have changed it. */
+	if (VARSIZE_ANY_EXHDR(key) != SENTDM_DEDUPE_KEY_LEN)
+		return n;
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (memcmp(sorted[middle]->dedupe_key, VARDATA_ANY(key), SENTDM_DEDUPE_KEY_LEN) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low < n && memcmp(sorted[low]->dedupe_key, VARDATA_ANY(key), SENTDM_DEDUPE_KEY_LEN) != 0)
+		return n;
+	return low;
+}
+
 /*
  * Take over one row that was returned: the event's id, and how often it has come
  * again.  An event is new if that is less often than it came just now; so this
@@ -162,25 +187,16 @@ take_id(SentdmReceipt **sorted, int n, HeapTuple row, TupleDesc desc)
 	int64		id = DatumGetInt64(SPI_getbinval(row, desc, 1, &isnull));
 	int32		duplicates = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
 	bytea	   *key = DatumGetByteaPP(SPI_getbinval(row, desc, 3, &isnull));
-	int			low = 0;
-	int			high = n;
+	int			first = find_key(sorted, n, key);
 	int			copies;
 
-	while (low < high)
-	{
-		int			middle = (low + high) / 2;
-
-		if (memcmp(sorted[middle]->dedupe_key, VARDATA_ANY(key), SENTDM_DEDUPE_KEY_LEN) < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	Assert(low < n && memcmp(sorted[low]->dedupe_key, VARDATA_ANY(key), SENTDM_DEDUPE_KEY_LEN) == 0);
-	copies = count_copies(sorted + low, n - low);
+	if (first == n)
+		return;
+	copies = count_copies(sorted + first, n - first);
 	for (int i = 0; i < copies; i++)
 	{
-		sorted[low + i]->id = id;
-		sorted[low + i]->duplicate = i > 0 || duplicates >= copies;
+		sorted[first + i]->id = id;
+		sorted[first + i]->duplicate = i > 0 || duplicates >= copies;
 	}
 }
 

@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "secret.h"
 #include "sentdm.h"
 #include "sql.h"

@@ -311,7 +311,12 @@ claim(Worker *worker)
 static long
 until(TimestampTz when, TimestampTz now)
 {
-	return when == DT_NOEND ? LONGEST_WAIT_MS : Min(TimestampDifferenceMilliseconds(now, when), LONGEST_WAIT_MS);
+	/* Infinities first: a difference with one of them overflows. */
+	if (when <= now)
+		return 0;
+	if (when == DT_NOEND)
+		return LONGEST_WAIT_MS;
+	return Min(TimestampDifferenceMilliseconds(now, when), LONGEST_WAIT_MS);
 }
 
 static long

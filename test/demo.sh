@@ -63,8 +63,9 @@ start_server() {
 # that Sent posts and hands each to the database, bytes and headers.
 write_web_application() {
 	as_user tee "$SCRATCH/webapp.py" >/dev/null <<'PYTHON'
-import json, os, subprocess, sys, time, urllib.request
+import json, os, signal, subprocess, sys, time, urllib.request
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 command, url, state, *psql = sys.argv[1:]
 
 def control(path, body=None):

@@ -162,7 +162,7 @@ receiver_health_start(int fd, ReceiverQueue *event_queue, ReceiverWriter *event_
 {
 	queue = event_queue;
 	writer = event_writer;
-	daemon_ = MHD_start_daemon(MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD,
+	daemon_ = MHD_start_daemon(MHD_USE_POLL | MHD_USE_INTERNAL_POLLING_THREAD,
 							   0, NULL, NULL, on_request, NULL,
 							   MHD_OPTION_LISTEN_SOCKET, fd,
 							   MHD_OPTION_CONNECTION_LIMIT, MAX_CONNECTIONS,

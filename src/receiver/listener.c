@@ -28,6 +28,7 @@ static const ReceiverConfig *config;
 static ReceiverQueue *queue;
 static struct MHD_Daemon *daemon_;
 static int	listen_fd = -1;
+static bool own_socket;
 static atomic_bool quiesced;
 static atomic_int n_requests;
 
@@ -271,12 +272,18 @@ on_message(void *arg, const char *format, va_list args)
 }
 
 bool
-receiver_listener_start(const ReceiverConfig *settings, ReceiverQueue *event_queue, int fd)
+receiver_listener_start(const ReceiverConfig *settings, ReceiverQueue *event_queue, int fd, bool own)
 {
 	config = settings;
 	queue = event_queue;
 	listen_fd = fd;
-	daemon_ = MHD_start_daemon(MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD |
+	own_socket = own;
+	/*
+	 * Not epoll: version 0.9.75 waits again, with 128 connections ready and not yet
+	 * served, when it finds exactly so many.  And connections are suspended and
+	 * resumed for each event here, which poll() has for nothing.
+	 */
+	daemon_ = MHD_start_daemon(MHD_USE_POLL | MHD_USE_INTERNAL_POLLING_THREAD |
 							   MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG,
 							   0, NULL, NULL, on_request, NULL,
 							   MHD_OPTION_EXTERNAL_LOGGER, on_message, NULL,
@@ -298,6 +305,12 @@ receiver_listener_quiesce(void)
 {
 	atomic_store(&quiesced, true);
 	(void) MHD_quiesce_daemon(daemon_);
+	/*
+	 * Whoever comes now is refused at once, instead of waiting for a process that
+	 * will not be there.  A socket of the service manager's waits for the next one.
+	 */
+	if (own_socket)
+		shutdown(listen_fd, SHUT_RDWR);
 }
 
 int

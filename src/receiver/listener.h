@@ -14,8 +14,11 @@ extern int	receiver_socket_listen(const char *address);
 /* The port and address that it is bound to, as text. */
 extern void receiver_socket_describe(int fd, char *text, size_t size);
 
-/* Take requests from the socket.  There is only one listener in a process. */
-extern bool receiver_listener_start(const ReceiverConfig *config, ReceiverQueue *queue, int fd);
+/*
+ * Take requests from the socket; own: nobody else has it.  There is only one
+ * listener in a process.
+ */
+extern bool receiver_listener_start(const ReceiverConfig *config, ReceiverQueue *queue, int fd, bool own);
 
 /* Accept no more connections, and end each with the answer to its request. */
 extern void receiver_listener_quiesce(void);

@@ -109,16 +109,21 @@ format_head(char *line, size_t size, ReceiverLogLevel level)
 {
 	static const char *const names[] = {"error", "warning", "info"};
 	static const int priorities[] = {3, 4, 6};
+	static _Thread_local time_t second;
+	static _Thread_local char text[32]; /* of that second */
 	struct timespec now;
 	struct tm	parts;
 
 	if (is_journal)
 		return snprintf(line, size, "<%d>", priorities[level]);
 	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &parts);
-	return snprintf(line, size, "%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ %s: ",
-					parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday,
-					parts.tm_hour, parts.tm_min, parts.tm_sec, now.tv_nsec / 1000000, names[level]);
+	if (now.tv_sec != second)
+	{
+		gmtime_r(&now.tv_sec, &parts);
+		strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &parts);
+		second = now.tv_sec;
+	}
+	return snprintf(line, size, "%s.%03ldZ %s: ", text, now.tv_nsec / 1000000, names[level]);
 }
 
 static size_t

@@ -34,6 +34,7 @@ typedef struct Receiver
 	ReceiverWriter *writer;
 	int			signal_fd;
 	int			webhook_fd;
+	bool		own_socket;		/* and not the service manager's */
 	int			health_fd;
 	int64_t		watchdog_us;
 	int64_t		next_watchdog_us;
@@ -86,7 +87,8 @@ static bool
 open_sockets(Receiver *receiver)
 {
 	receiver->webhook_fd = receiver_systemd_socket();
-	if (receiver->webhook_fd < 0)
+	receiver->own_socket = receiver->webhook_fd < 0;
+	if (receiver->own_socket)
 		receiver->webhook_fd = receiver_socket_listen(receiver->config.listen);
 	receiver->health_fd = receiver_socket_listen(receiver->config.health_listen);
 	return receiver->webhook_fd >= 0 && receiver->health_fd >= 0;
@@ -105,7 +107,7 @@ start(Receiver *receiver)
 	receiver->writer = receiver_writer_start(config, receiver->queue);
 	return receiver->writer != NULL &&
 		receiver_health_start(receiver->health_fd, receiver->queue, receiver->writer) &&
-		receiver_listener_start(config, receiver->queue, receiver->webhook_fd);
+		receiver_listener_start(config, receiver->queue, receiver->webhook_fd, receiver->own_socket);
 }
 
 static void

@@ -20,6 +20,7 @@
 #define FIRST_BODY 4096			/* bytes */
 #define MAX_DISCARDED (4 * 1024 * 1024) /* bytes of a body that we read to throw away */
 #define RETRY_AFTER "5"			/* seconds */
+#define ID_BYTES 16
 
 #define REQUEST_ID_CHARACTERS \
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
@@ -51,21 +52,45 @@ receiver_request_free(ReceiverRequest *request, ReceiverQueue *queue)
 	free(request);
 }
 
+/* Random bytes for one id; the kernel is asked for those of many at once. */
+static const unsigned char *
+random_bytes(void)
+{
+	static _Thread_local unsigned char pool[ID_BYTES * 64];
+	static _Thread_local size_t used = sizeof(pool);
+
+	if (used == sizeof(pool))
+	{
+		/* An id that is not unique is better than none: it is for people. */
+		if (getrandom(pool, sizeof(pool), 0) < 0)
+			memset(pool, 0, sizeof(pool));
+		used = 0;
+	}
+	used += ID_BYTES;
+	return pool + used - ID_BYTES;
+}
+
+/* A random UUID. */
 static void
 make_id(char *id)
 {
-	unsigned char bytes[16];
+	static const char digits[] = "0123456789abcdef";
+	const unsigned char *bytes = random_bytes();
 
-	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
-		memset(bytes, 0, sizeof(bytes));
-	bytes[6] = (bytes[6] & 0x0f) | 0x40;
-	bytes[8] = (bytes[8] & 0x3f) | 0x80;
-	for (int i = 0; i < 16; i++)
+	for (int i = 0; i < ID_BYTES; i++)
 	{
+		unsigned char byte = bytes[i];
+
 		if (i == 4 || i == 6 || i == 8 || i == 10)
 			*id++ = '-';
-		id += sprintf(id, "%02x", bytes[i]);
+		if (i == 6)
+			byte = (byte & 0x0f) | 0x40;
+		else if (i == 8)
+			byte = (byte & 0x3f) | 0x80;
+		*id++ = digits[byte >> 4];
+		*id++ = digits[byte & 0x0f];
 	}
+	*id = '\0';
 }
 
 static const char *
@@ -325,10 +350,11 @@ static void
 add_headers(struct MHD_Response *response, const ReceiverRequest *request, bool stopping)
 {
 	char		seconds[32];
+	long long	elapsed_us = receiver_now_us() - request->start_us;
 
 	MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, "application/json");
 	MHD_add_response_header(response, "X-Request-ID", request->id);
-	snprintf(seconds, sizeof(seconds), "%.6f", (double) (receiver_now_us() - request->start_us) / 1e6);
+	snprintf(seconds, sizeof(seconds), "%lld.%06lld", elapsed_us / 1000000, elapsed_us % 1000000);
 	MHD_add_response_header(response, "X-Process-Time", seconds);
 	if (request->status == 405)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, "POST");
@@ -360,7 +386,7 @@ receiver_request_answer(ReceiverRequest *request, bool stopping)
 }
 
 static void
-count(const ReceiverRequest *request)
+count(const ReceiverRequest *request, int64_t elapsed_us)
 {
 	const ReceiverEvent *event = &request->event;
 
@@ -370,24 +396,25 @@ count(const ReceiverRequest *request)
 		receiver_metrics_accepted(event->duplicate);
 	else if (request->status != 0)
 		receiver_metrics_rejected(request->status, event->reason);
-	receiver_metrics_observe(RECEIVER_REQUEST_TIME, receiver_now_us() - request->start_us);
+	receiver_metrics_observe(RECEIVER_REQUEST_TIME, elapsed_us);
 }
 
 void
 receiver_request_account(const ReceiverRequest *request, bool log)
 {
 	const ReceiverEvent *event = &request->event;
+	long long	elapsed_us = receiver_now_us() - request->start_us;
 	char		client[RECEIVER_ADDRESS_TEXT];
 
-	count(request);
+	count(request, elapsed_us);
 	if (!log)
 		return;
 	receiver_address_format(&request->client, client);
-	receiver_log_access("request client=%s id=%s method=%s path=%s status=%d bytes=%zu ms=%.1f"
+	receiver_log_access("request client=%s id=%s method=%s path=%s status=%d bytes=%zu ms=%lld.%lld"
 						" event=%lld duplicate=%s reason=\"%s\"",
 						client, request->id[0] ? request->id : "-", request->method, request->path,
 						request->status, request->received,
-						(double) (receiver_now_us() - request->start_us) / 1000,
+						elapsed_us / 1000, elapsed_us / 100 % 10,
 						(long long) event->event_id, event->duplicate ? "true" : "false",
 						event->refusal != RECEIVER_NOT_REFUSED ?
 						receiver_refusal_text(event->refusal) : event->reason);
