@@ -66,6 +66,7 @@ typedef struct Child
 	TimestampTz retry_at;
 	int			backoff_ms;
 	bool		fresh;			/* has not run since the launcher started */
+	bool		inherited;		/* runs, started by a launcher before this one */
 } Child;
 
 static Child children[SENTDM_MAX_DATABASES];
@@ -287,6 +288,25 @@ notice_end(Child *child, SentdmSlot *slot, TimestampTz now)
 		wait_before_restart(child, now);
 }
 
+/* A worker that an earlier launcher started: leave it alone until it ends. */
+static bool
+is_inherited(Child *child, SentdmSlot *slot)
+{
+	if (child->state != CHILD_RESTING)
+		return false;
+	if (slot->worker_proc >= 0)
+	{
+		child->inherited = true;
+		child->fresh = false;
+	}
+	else if (child->inherited)
+	{
+		child->inherited = false;
+		child->fresh = !slot->left_cleanly;
+	}
+	return child->inherited;
+}
+
 /* What to do for one database; returns how long nothing will happen by itself. */
 static long
 tend(Child *child, SentdmSlot *slot, TimestampTz now)
@@ -295,6 +315,8 @@ tend(Child *child, SentdmSlot *slot, TimestampTz now)
 
 	if (child->state == CHILD_RUNNING)
 		notice_end(child, slot, now);
+	if (is_inherited(child, slot))
+		return LONGEST_WAIT_MS;
 	if (child->state != CHILD_RUNNING && slot->enabled &&
 		(child->state == CHILD_WAITING ? now >= child->retry_at :
 		 child->fresh || slot->next_due <= now || pg_atomic_read_u32(&slot->work) != 0))

@@ -108,7 +108,10 @@ at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId 
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		pending.recipients = open->recipients_before;
-	if (event == SUBXACT_EVENT_ABORT_SUB || event == SUBXACT_EVENT_COMMIT_SUB)
+	if (event == SUBXACT_EVENT_COMMIT_SUB && parent_id != TopSubTransactionId &&
+		(open->parent == NULL || open->parent->id != parent_id))
+		open->id = parent_id;	/* its parent can still undo it */
+	else if (event == SUBXACT_EVENT_ABORT_SUB || event == SUBXACT_EVENT_COMMIT_SUB)
 		open_subtransactions = open->parent;
 }
 
