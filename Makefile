@@ -19,4 +19,6 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-src/%.o: $(wildcard src/*.h)
+# Every object depends on every header: they are few, and shared memory must
+# look the same to all.
+$(OBJS): $(wildcard src/*.h)

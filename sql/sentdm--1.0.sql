@@ -152,7 +152,7 @@ CREATE TABLE sentdm.sender (
 COMMENT ON TABLE sentdm.sender IS 'who this database is, and whether it may send; at most one row; never dumped, so that a copy does not send';
 COMMENT ON COLUMN sentdm.sender.pause_kind IS 'user, or what made the worker pause: credentials, forbidden, suspended, balance, quota, certificate';
 COMMENT ON COLUMN sentdm.sender.held IS 'messages from before the last sentdm_enable() that it left on hold';
-COMMENT ON COLUMN sentdm.sender.paused_key IS 'hash of the API key at that time: a changed key is tried once';
+COMMENT ON COLUMN sentdm.sender.paused_key IS 'hash of the API key, base URL and CA file at that time: a change is tried once';
 COMMENT ON COLUMN sentdm.sender.probe_at IS 'when the worker tries again by itself; NULL: only after sentdm_resume() or a changed key';
 
 -- What a dump carries: the record, never the queue, the secrets or the identity.

@@ -28,10 +28,16 @@ sentdm_drain_settings(void)
 	return settings;
 }
 
+/* Of all that a person would change to get out of a pause for it. */
 static int64
-hash_of_key(const char *key)
+hash_of_access(const char *key)
 {
-	return (int64) hash_bytes_extended((const unsigned char *) key, (int) strlen(key), 0);
+	const char *const parts[] = {key, sentdm_base_url, sentdm_ca_file};
+	uint64		hash = 0;
+
+	for (int i = 0; i < lengthof(parts); i++)
+		hash = hash_bytes_extended((const unsigned char *) parts[i], (int) strlen(parts[i]), hash);
+	return (int64) hash;
 }
 
 static void
@@ -52,7 +58,8 @@ sentdm_account_paused_for_key(const SentdmAccount *account)
 {
 	SentdmPause pause = account->flight->drain.pause;
 
-	return pause == SENTDM_PAUSE_CREDENTIALS || pause == SENTDM_PAUSE_FORBIDDEN;
+	return pause == SENTDM_PAUSE_CREDENTIALS || pause == SENTDM_PAUSE_FORBIDDEN ||
+		pause == SENTDM_PAUSE_CERTIFICATE;
 }
 
 void
@@ -68,7 +75,7 @@ sentdm_account_read_key(SentdmAccount *account)
 	if (trouble != NULL)
 		pause_for_settings(account, trouble);
 	else if (sentdm_account_paused_for_key(account) &&
-			 hash_of_key(key) != account->sender.key_hash)
+			 hash_of_access(key) != account->sender.key_hash)
 	{
 		sentdm_drain_resume(&flight->drain, sentdm_clock_us());
 		flight->unpause = true;
@@ -116,7 +123,9 @@ sentdm_account_follow_sender(SentdmAccount *account)
 
 	if (sender->pause != SENTDM_PAUSE_NONE)
 	{
-		if (sender->pause != drain->pause)
+		/* A pause that a good answer has just ended is still in the row. */
+		if (sender->pause != drain->pause &&
+			!(account->flight->unpause && sender->pause != SENTDM_PAUSE_USER))
 			sentdm_drain_pause(drain, sender->pause, sender->probe_after_ms, sentdm_clock_us());
 	}
 	else if (drain->pause != SENTDM_PAUSE_NONE && account->flight->new_pause == SENTDM_PAUSE_NONE)
@@ -164,7 +173,7 @@ sentdm_account_store_pause(SentdmAccount *account)
 
 	if (flight->new_pause != SENTDM_PAUSE_NONE)
 	{
-		account->sender.key_hash = hash_of_key(flight->api_key);
+		account->sender.key_hash = hash_of_access(flight->api_key);
 		sentdm_sender_pause(flight->new_pause, pause_reason(account), flight->probe_after_ms,
 							account->sender.key_hash);
 	}

@@ -25,15 +25,15 @@ typedef struct SentdmAccount
 extern SentdmDrainSettings sentdm_drain_settings(void);
 
 /*
- * Read the key that is in force.  None that is usable pauses; a changed one ends
- * a pause that was made because of the old one.
+ * Read the key that is in force.  None that is usable pauses; a changed one (or
+ * base URL, or CA file) ends a pause that was made because of the old one.
  */
 extern void sentdm_account_read_key(SentdmAccount *account);
 
 /* Is it time to see whether the key has changed? */
 extern bool sentdm_account_key_is_due(const SentdmAccount *account);
 
-/* Would a changed key help? */
+/* Would a changed key, base URL or CA file help? */
 extern bool sentdm_account_paused_for_key(const SentdmAccount *account);
 
 /* A new HTTP client under the present settings; nothing may be under way. */

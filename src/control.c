@@ -364,6 +364,7 @@ sentdm_disable(PG_FUNCTION_ARGS)
 	sentdm_execute(&disable, NULL, NULL);
 	set_database_flag(false);
 	SPI_finish();
+	ForceSyncCommit();
 	sentdm_enable_at_commit(false);
 	PG_RETURN_VOID();
 }
@@ -393,6 +394,7 @@ sentdm_pause(PG_FUNCTION_ARGS)
 	values[0] = PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0);
 	require_sender(sentdm_execute(&pause, values, PG_ARGISNULL(0) ? "n" : NULL));
 	SPI_finish();
+	ForceSyncCommit();
 	sentdm_control_at_commit();
 	PG_RETURN_VOID();
 }
@@ -454,6 +456,9 @@ sentdm_cancel(PG_FUNCTION_ARGS)
 	else if (cancellable)
 		sentdm_execute(&cancel, values, NULL);
 	SPI_finish();
+	/* Who was told true must not find it undone by a crash. */
+	if (cancellable)
+		ForceSyncCommit();
 	PG_RETURN_BOOL(cancellable);
 }
 

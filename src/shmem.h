@@ -62,7 +62,8 @@ typedef struct SentdmSlot
 	pg_atomic_uint32 work;		/* something was committed since the worker
 								 * looked */
 	pg_atomic_uint32 control;	/* generation of pause, resume and enable */
-	pg_atomic_uint32 in_the_way;	/* somebody wants to drop or copy the database */
+	pg_atomic_uint32 in_the_way;	/* somebody wants to drop or copy the
+									 * database */
 	pg_atomic_uint64 counters[SENTDM_COUNTERS];
 } SentdmSlot;
 

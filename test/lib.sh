@@ -123,13 +123,10 @@ install_missing() {
 	((${#wanted[@]})) || return 0
 	command -v apt-get >/dev/null || die "missing (Debian's names): ${wanted[*]}"
 	echo "Installing ${wanted[*]}"
-	log=$(mktemp)
-	as_root bash -c "$(declare -f apt_install); apt_install \"\$@\"" apt_install "${wanted[@]}" >"$log" 2>&1 </dev/null || {
-		cat "$log" >&2
-		rm -f "$log"
+	log=$(as_root bash -c "$(declare -f apt_install); apt_install \"\$@\"" apt_install "${wanted[@]}" 2>&1 </dev/null) || {
+		printf '%s\n' "$log" >&2
 		die "could not install ${wanted[*]}"
 	}
-	rm -f "$log"
 }
 
 choose_user() {
