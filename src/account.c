@@ -28,20 +28,25 @@ sentdm_drain_settings(void)
 	return settings;
 }
 
-/* Of all that a person would change to get out of a pause for it. */
-static int64
-hash_of_access(const char *key)
+static uint64
+hash_text(const char *text, uint64 seed)
 {
-	const char *const parts[] = {key, sentdm_base_url, sentdm_ca_file};
-	uint64		hash = 0;
+	return hash_bytes_extended((const unsigned char *) text, (int) strlen(text), seed);
+}
 
-	for (int i = 0; i < lengthof(parts); i++)
-		hash = hash_bytes_extended((const unsigned char *) parts[i], (int) strlen(parts[i]), hash);
-	return (int64) hash;
+/*
+ * A pause remembers what was in force when the request was made that led to it:
+ * settings may have changed while that was under way, and then it is worth
+ * another try.
+ */
+static uint64
+hash_of_address(void)
+{
+	return hash_text(sentdm_ca_file, hash_text(sentdm_base_url, 0));
 }
 
 static void
-pause_for_settings(SentdmAccount *account, const char *why)
+pause_for_settings(SentdmAccount *account, const char *key, const char *why)
 {
 	SentdmFlight *flight = account->flight;
 
@@ -50,6 +55,7 @@ pause_for_settings(SentdmAccount *account, const char *why)
 	sentdm_drain_pause(&flight->drain, SENTDM_PAUSE_CREDENTIALS, -1, sentdm_clock_us());
 	flight->new_pause = SENTDM_PAUSE_CREDENTIALS;
 	flight->probe_after_ms = -1;
+	flight->paused_hash = (int64) hash_text(key, hash_of_address());
 	strlcpy(flight->report.trouble, why, sizeof(flight->report.trouble));
 }
 
@@ -73,15 +79,16 @@ sentdm_account_read_key(SentdmAccount *account)
 	if (trouble == NULL)
 		trouble = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http);
 	if (trouble != NULL)
-		pause_for_settings(account, trouble);
+		pause_for_settings(account, key, trouble);
 	else if (sentdm_account_paused_for_key(account) &&
-			 hash_of_access(key) != account->sender.key_hash)
+			 (int64) hash_text(key, hash_of_address()) != account->sender.key_hash)
 	{
 		sentdm_drain_resume(&flight->drain, sentdm_clock_us());
 		flight->unpause = true;
 		flight->new_pause = SENTDM_PAUSE_NONE;
 	}
 	memcpy(flight->api_key, key, sizeof(key));
+	flight->access_hash = (int64) hash_text(key, account->address_hash);
 	explicit_bzero(key, sizeof(key));
 }
 
@@ -113,6 +120,8 @@ sentdm_account_open_http(SentdmAccount *account)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize the HTTP client")));
+	account->address_hash = hash_of_address();
+	flight->access_hash = (int64) hash_text(flight->api_key, account->address_hash);
 }
 
 void
@@ -173,7 +182,7 @@ sentdm_account_store_pause(SentdmAccount *account)
 
 	if (flight->new_pause != SENTDM_PAUSE_NONE)
 	{
-		account->sender.key_hash = hash_of_access(flight->api_key);
+		account->sender.key_hash = flight->paused_hash;
 		sentdm_sender_pause(flight->new_pause, pause_reason(account), flight->probe_after_ms,
 							account->sender.key_hash);
 	}

@@ -19,6 +19,7 @@ typedef struct SentdmAccount
 	SentdmFlight *flight;
 	SentdmSender sender;		/* as it was last read */
 	TimestampTz key_read_at;
+	uint64		address_hash;	/* of the URL and CA file of the HTTP client */
 } SentdmAccount;
 
 /* The settings that drive the drain. */

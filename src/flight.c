@@ -142,6 +142,7 @@ keep_message(SentdmFlight *flight, const SentdmMessage *message)
 
 	*kept = *message;
 	kept->body = NULL;
+	kept->access_hash = flight->access_hash;
 	return kept;
 }
 
@@ -243,12 +244,14 @@ log_request(const SentdmMessage *message, const SentdmHttpResult *result, const 
 
 /* Keep what changed for the whole account, until it is stored. */
 static void
-note_pause(SentdmFlight *flight, SentdmPause before, const SentdmDecision *decision)
+note_pause(SentdmFlight *flight, const SentdmMessage *message, SentdmPause before,
+		   const SentdmDecision *decision)
 {
 	if (decision->pause != SENTDM_PAUSE_NONE)
 	{
 		flight->new_pause = decision->pause;
 		flight->probe_after_ms = decision->probe_after_ms;
+		flight->paused_hash = message->access_hash;
 		flight->unpause = false;
 		sentdm_count(flight->slot, SENTDM_COUNT_PAUSES, 1);
 	}
@@ -305,7 +308,7 @@ conclude(SentdmFlight *flight, const SentdmHttpResult *result)
 	if (decision.action != SENTDM_DO_ACCEPT)
 		answer.n_sent = 0;
 	note_answer(flight, result, &answer);
-	note_pause(flight, pause_before, &decision);
+	note_pause(flight, message, pause_before, &decision);
 	count_trouble(flight, &reply);
 	count_outcome(flight, decision.action);
 	log_request(message, result, &answer);

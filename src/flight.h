@@ -20,12 +20,16 @@ typedef struct SentdmFlight
 	SentdmSlot *slot;
 	SentdmWorkerReport report;
 	char		api_key[SENTDM_MAX_KEY];
+	int64		access_hash;	/* of the key, URL and CA file that requests
+								 * now use */
 	int			under_way;
 	SentdmOutcome *outcomes;	/* not stored yet */
 	int			n_outcomes;
 	int			max_outcomes;
 	SentdmPause new_pause;		/* made by an answer, not stored yet */
 	int64_t		probe_after_ms; /* with it */
+	int64		paused_hash;	/* with it: access_hash of the request that
+								 * failed */
 	bool		unpause;		/* a probe went well, not stored yet */
 	int			suspects;		/* messages that were in hand when a worker
 								 * died twice */

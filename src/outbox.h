@@ -29,6 +29,7 @@ typedef struct SentdmMessage
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz ambiguous_since;	/* before this claim; 0: not ambiguous */
 	TimestampTz first_tried_at; /* 0: this is the first attempt */
+	int64		access_hash;	/* flight.c: what the request was made with */
 	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
 								 * more */
 	char		profile_id[40]; /* or "" */

@@ -87,11 +87,13 @@ apt_install() {
 	policy=/usr/sbin/policy-rc.d
 	updated=
 
+	# Nor does a server that is there become a newer one.
 	get() {
-		apt-get install -y -q --no-install-recommends "$@" && return
+		local install="apt-get install -y -q --no-install-recommends --no-upgrade"
+		$install "$@" && return
 		[[ ! $updated ]] || return 1
 		updated=yes
-		apt-get update -q && apt-get install -y -q --no-install-recommends "$@"
+		apt-get update -q && $install "$@"
 	}
 	put_back() {
 		[[ ! $policy ]] || rm -f "$policy"

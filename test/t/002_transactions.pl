@@ -94,7 +94,8 @@ SQL
 
 # Triggers
 
-sends("COPY plain FROM stdin;\n1201\n1202\n1203\n\\.\n", [ 1201, 1202, 1203 ], 'COPY into a table with a trigger sends for each row');
+sends("COPY plain FROM stdin;\n1201\n1202\n1203\n\\.\n", [ 1201, 1202, 1203 ],
+	'COPY into a table with a trigger sends for each row');
 sends("COPY plain FROM stdin;\n1211\n9999\n1212\n\\.\n", [], 'COPY that failed at a row sends nothing');
 sends('BEGIN; INSERT INTO deferred VALUES (1221), (1222); DELETE FROM sentdm.outbox WHERE false; COMMIT', [ 1221, 1222 ],
 	'a deferred trigger sends although it runs during the commit');
@@ -107,8 +108,10 @@ sends('SET session_replication_role = replica; INSERT INTO plain VALUES (1241); 
 sends("BEGIN; SELECT say(1301); PREPARE TRANSACTION 'p1'", [], 'a prepared transaction has sent nothing yet');
 is($t->sql('SELECT count(*) FROM pg_prepared_xacts'), 1, '... and is prepared');
 sends("COMMIT PREPARED 'p1'", [1301], '... and sends when another session commits it');
-sends("BEGIN; SELECT say(1311); PREPARE TRANSACTION 'p2'; ROLLBACK PREPARED 'p2'", [], '... and not when it is rolled back');
-sends("BEGIN; SELECT say(1321); SAVEPOINT a; SELECT say(1322); ROLLBACK TO a; PREPARE TRANSACTION 'p3'; SELECT say(1323); COMMIT PREPARED 'p3'",
+sends("BEGIN; SELECT say(1311); PREPARE TRANSACTION 'p2'; ROLLBACK PREPARED 'p2'", [],
+	'... and not when it is rolled back');
+sends("BEGIN; SELECT say(1321); SAVEPOINT a; SELECT say(1322); ROLLBACK TO a; PREPARE TRANSACTION 'p3';"
+	  . " SELECT say(1323); COMMIT PREPARED 'p3'",
 	[ 1321, 1323 ], 'what a savepoint undid does not come back by preparing');
 $t->sql("BEGIN; SELECT say(1331); PREPARE TRANSACTION 'p4'");
 $t->node->restart;
@@ -139,7 +142,8 @@ sends('SET synchronous_commit = off; SELECT say(1501)', [1501], 'a transaction w
 $t->faults({ action => 'hang', match => { to => '+15550001502' } });
 my (undef, $lsn) = split /\n/, $t->sql('SET synchronous_commit = off; SELECT say(1502); SELECT pg_current_wal_insert_lsn()');
 wait_until { grep { $_->{to}[0] eq '+15550001502' } $t->arrived($seen) } 'the request has arrived';
-is($t->sql("SELECT pg_current_wal_flush_lsn() >= '$lsn'"), 't', '... and its request leaves only when the commit is on disk');
+is($t->sql("SELECT pg_current_wal_flush_lsn() >= '$lsn'"), 't',
+	'... and its request leaves only when the commit is on disk');
 $t->faults();
 exactly_arrived([ 1502, 1502 ], '... and was repeated after no answer came');
 $t->set(wal_writer_delay => undef, wal_writer_flush_after => undef);
@@ -150,7 +154,8 @@ my $limit = 'SET sentdm.max_per_transaction = 3;';
 
 like($t->sql_error("$limit SELECT sentdm_send('{+15550001601,+15550001602,+15550001603,+15550001604}'::text[], body => 'x')"),
 	qr/ERROR:  54000: .*more than 3 recipients/, 'more recipients than max_per_transaction in one call are refused');
-sends("$limit BEGIN; SELECT say(n) FROM generate_series(1611, 1614) n; COMMIT", [], '... and in one transaction, which sends nothing then');
+sends("$limit BEGIN; SELECT say(n) FROM generate_series(1611, 1614) n; COMMIT", [],
+	'... and in one transaction, which sends nothing then');
 sends("$limit BEGIN; SELECT say(n) FROM generate_series(1621, 1623) n; COMMIT; SELECT say(1624)", [ 1621 .. 1624 ],
 	'each transaction has the limit for itself');
 sends("$limit BEGIN; SELECT say(1631); SAVEPOINT a; SELECT say(n) FROM generate_series(1632, 1633) n; ROLLBACK TO a;"
@@ -169,12 +174,15 @@ DO $$ BEGIN
 	END LOOP;
 END $$
 SQL
-sends("$limit BEGIN; SET LOCAL sentdm.max_per_transaction = 10; SELECT say(n) FROM generate_series(1681, 1685) n; COMMIT; BEGIN; SELECT say(n) FROM generate_series(1691, 1695) n; COMMIT",
+sends("$limit BEGIN; SET LOCAL sentdm.max_per_transaction = 10; SELECT say(n) FROM generate_series(1681, 1685) n; COMMIT;"
+	  . ' BEGIN; SELECT say(n) FROM generate_series(1691, 1695) n; COMMIT',
 	[ 1681 .. 1685 ], 'SET LOCAL raises the limit, for one transaction');
-sends("$limit BEGIN; SELECT say(n) FROM generate_series(1701, 1703) n; PREPARE TRANSACTION 'p5'; SELECT say(n) FROM generate_series(1704, 1706) n; COMMIT PREPARED 'p5'",
+sends("$limit BEGIN; SELECT say(n) FROM generate_series(1701, 1703) n; PREPARE TRANSACTION 'p5';"
+	  . " SELECT say(n) FROM generate_series(1704, 1706) n; COMMIT PREPARED 'p5'",
 	[ 1701 .. 1706 ], 'a prepared transaction does not count for the next one');
 
-is($t->sql("SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages"), 'accepted', 'no message is left that was not sent');
+is($t->sql("SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages"), 'accepted',
+	'no message is left that was not sent');
 is($t->sql('SELECT count(*) FROM sentdm.messages'), scalar distinct(map { $_->{key} } $t->arrived),
 	'and no request arrived that has no message');
 $t->accepted_once('nothing was accepted twice');

@@ -80,13 +80,14 @@ sub exactly_once
 
 	$t->configure_standin(latency_ms => 0);
 	$t->outbox_drains("$name: the queue empties");
-	is($t->sql("SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages"), 'accepted', '... every message is accepted');
+	is($t->sql("SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages"), 'accepted',
+		'... every message is accepted');
 	@kept = split /\n/, $t->sql("SELECT request #>> '{to,0}' FROM sentdm.messages ORDER BY 1");
 	@sent = sort map { $_->{to} } $t->effects;
 	is_deeply(\@sent, \@kept, '... exactly once, and nothing else was (' . scalar(@sent) . ')');
 	$t->accepted_once('... under one key each');
-	is($t->sql('SELECT count(*) FROM sentdm.messages m WHERE NOT EXISTS (SELECT FROM sentdm.deliveries d WHERE d.message_id = m.id AND sent_id IS NOT NULL)'),
-		0, '... and every delivery is known');
+	is($t->sql('SELECT count(*) FROM sentdm.messages LEFT JOIN sentdm.deliveries ON message_id = id WHERE sent_id IS NULL'), 0,
+		 '... and every delivery is known');
 
 	# For the next one.
 	my $summary = $t->summary;
@@ -105,7 +106,8 @@ foreach my $round (1 .. 2)
 	kill_worker();
 	end_session($session);
 	my $summary = exactly_once("the worker was killed, round $round");
-	is($t->count_in_log(qr/sentdm worker took over [1-9]\d* requests/, $position), $round, '... after the next worker took over what it had in hand');
+	is($t->count_in_log(qr/sentdm worker took over [1-9]\d* requests/, $position), $round,
+		'... after the next worker took over what it had in hand');
 	cmp_ok($summary->{requests}, '>', $summary->{accepted_requests}, '... and asked again with the same keys');
 }
 
@@ -123,7 +125,8 @@ $session = start_load(1500);
 $pid = wait_for_worker();
 my $launcher = $t->sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'sentdm launcher'");
 is($t->sql("SELECT pg_terminate_backend($launcher)"), 't', 'the launcher can be terminated');
-$t->becomes("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'sentdm launcher' AND pid <> $launcher", 1, '... and another one takes its place');
+$t->becomes("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'sentdm launcher' AND pid <> $launcher", 1,
+	'... and another one takes its place');
 is($t->worker_pid, $pid, '... while the worker goes on');
 end_session($session);
 exactly_once('the launcher was terminated');
@@ -190,7 +193,8 @@ foreach my $crash (1 .. 3)
 	kill_worker();
 }
 $t->all_become('failed', "id = '$id'", 'a message that is in hand whenever the worker dies is given up');
-is($t->sql("SELECT error_code, error FROM sentdm.messages WHERE id = '$id'"), 'worker_crash|the worker died each time that it was sent', '... and says so');
+is($t->sql("SELECT error_code, error FROM sentdm.messages WHERE id = '$id'"), 'worker_crash|the worker died each time that it was sent',
+	'... and says so');
 $t->all_become('accepted', "tag = 'bystander'", '... and does no harm to others');
 $t->faults();
 is($t->sql("SELECT sentdm_retry('$id')"), 't', '... and can be sent again');

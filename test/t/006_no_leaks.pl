@@ -118,7 +118,8 @@ foreach my $call (sort keys %bad)
 {
 	my $argument = $bad{$call};
 
-	fails_without_trace("SELECT $call FROM canary", $argument eq '256 kB' ? qr/ERROR:  54000: .*$argument/ : qr/ERROR:  22\d\d\d: .*"$argument"/,
+	fails_without_trace("SELECT $call FROM canary",
+		$argument eq '256 kB' ? qr/ERROR:  54000: .*$argument/ : qr/ERROR:  22\d\d\d: .*"$argument"/,
 		"an error names the argument $argument");
 }
 has_no_trace(
@@ -128,12 +129,16 @@ SELECT error FROM canary, sentdm_send_batch(jsonb_build_array(
 	jsonb_build_object('recipient', phone, 'body', body, 'send_at', body), jsonb_build_object('recipient', phone, 'profile_id', phone),
 	jsonb_build_object('recipients', phone, 'body', body), jsonb_build_object('recipients', jsonb_build_array(phone, 1), 'body', body)))
 SQL
-fails_without_trace('SET sentdm.max_per_transaction = 0; SELECT send_canary()', qr/ERROR:  54000/, 'so does the limit of a transaction');
-fails_without_trace('SET default_transaction_read_only = on; SELECT send_canary()', qr/ERROR:  25006/, 'so does a read-only transaction');
-fails_without_trace('CREATE ROLE nobody; SET ROLE nobody; SELECT send_canary()', qr/ERROR:  42501/, 'so does a missing privilege');
+fails_without_trace('SET sentdm.max_per_transaction = 0; SELECT send_canary()', qr/ERROR:  54000/,
+	'so does the limit of a transaction');
+fails_without_trace('SET default_transaction_read_only = on; SELECT send_canary()', qr/ERROR:  25006/,
+	'so does a read-only transaction');
+fails_without_trace('CREATE ROLE nobody; SET ROLE nobody; SELECT send_canary()', qr/ERROR:  42501/,
+	'so does a missing privilege');
 $t->sql(<<'SQL');
 CREATE TABLE customers (phone text, note text);
-CREATE TRIGGER tell AFTER INSERT ON customers FOR EACH ROW EXECUTE FUNCTION sentdm_send_trigger('recipient=phone', 'body=note', 'priority=high');
+CREATE TRIGGER tell AFTER INSERT ON customers FOR EACH ROW EXECUTE FUNCTION sentdm_send_trigger('recipient=phone', 'body=note',
+	'priority=high');
 SQL
 fails_without_trace('INSERT INTO customers SELECT body, phone FROM canary', qr/ERROR:  22023/, 'so does a trigger');
 is($t->sql("SELECT count(*) FROM sentdm.messages"), 0, 'nothing of all this was queued');
@@ -159,9 +164,10 @@ foreach my $fault (@faults)
 	$t->sql('SELECT send_canary()');
 	wait_until { $t->summary->{requests} > $before } 'the fault was met';
 	wait_until { $t->sql(<<'SQL') eq 't' } 'it has consequences';
-SELECT EXISTS (SELECT FROM sentdm.problems WHERE problem = 'paused') OR NOT EXISTS (SELECT FROM sentdm.outbox WHERE error IS NULL AND http_status IS NULL)
+SELECT EXISTS (SELECT FROM sentdm.problems WHERE problem = 'paused')
+	OR NOT EXISTS (SELECT FROM sentdm.outbox WHERE error IS NULL AND http_status IS NULL)
 SQL
-	has_no_trace($t->sql('SELECT h FROM sentdm_health() h') . $t->sql('SELECT s FROM sentdm.stat_worker s') . $t->sql('SELECT a FROM pg_stat_activity a'),
+	has_no_trace($t->sql('SELECT h FROM sentdm_health() h; SELECT s FROM sentdm.stat_worker s; SELECT a FROM pg_stat_activity a'),
 		"an answer that quotes everything is not repeated in views for monitoring: $fault->{action} " . ($fault->{code} || ''));
 	$t->sql('SELECT sentdm_resume()');
 }
@@ -171,12 +177,15 @@ $t->outbox_drains('all that can be sent is sent');
 foreach my $code (400, 401, 404, 409, 422, 429, 500)
 {
 	$t->faults({ action => 'status', code => $code, match => { path => '/v3/numbers/*' }, %status });
-	fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:  .*the API refused the call with status $code/, "sentdm_lookup() fails with $code");
+	fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:  .*the API refused the call with status $code/,
+		"sentdm_lookup() fails with $code");
 }
 $t->faults({ action => 'truncate', match => { path => '/v3/numbers/*' } });
-fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:  .*the API did not answer/, 'sentdm_lookup() fails without an answer');
+fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:  .*the API did not answer/,
+	'sentdm_lookup() fails without an answer');
 $t->faults({ action => 'garbage', body => $quote, match => { path => '/v3/numbers/*' } });
-fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:/, 'sentdm_lookup() fails with an answer that is none');
+fails_without_trace('SELECT sentdm_lookup(phone) FROM canary', qr/ERROR:/,
+	'sentdm_lookup() fails with an answer that is none');
 
 # The outcome cannot be stored
 
@@ -237,7 +246,8 @@ is($t->sql(<<'SQL'), '', 'webhooks of all kinds get the status that they should'
 SELECT r.name, w.http_status, w.reason FROM request r, sentdm_receive_webhook(r.payload, r.headers) w
 WHERE w.http_status <> expected OR (expected IS NULL AND w.http_status NOT IN (400, 401))
 SQL
-has_no_trace($t->sql('SELECT w.reason FROM request r, sentdm_receive_webhook(r.payload, r.headers) w'), '... with a reason that quotes nothing');
+has_no_trace($t->sql('SELECT w.reason FROM request r, sentdm_receive_webhook(r.payload, r.headers) w'),
+	'... with a reason that quotes nothing');
 has_no_trace($t->sql('SELECT w FROM (SELECT array_agg(payload) AS p, array_agg(headers) AS h FROM request) r, sentdm_receive_webhooks(r.p, r.h) w'),
 	'... also many at once');
 is($t->sql(<<'SQL'), '', 'headers of a wrong shape get an answer, too');
@@ -259,7 +269,8 @@ foreach my $setting ('sentdm.api_key', 'sentdm.webhook_secret')
 	foreach my $role (qw(postgres monitor somebody))
 	{
 		is($t->sql("SET SESSION AUTHORIZATION $role; SHOW $setting"), '********', "SHOW $setting shows stars to $role");
-		is($t->sql("SET SESSION AUTHORIZATION $role; SELECT setting FROM pg_settings WHERE name = '$setting'"), '********', '... as does pg_settings');
+		is($t->sql("SET SESSION AUTHORIZATION $role; SELECT setting FROM pg_settings WHERE name = '$setting'"), '********',
+			'... as does pg_settings');
 	}
 	has_no_trace($t->sql("SELECT s FROM pg_settings s"), 'pg_settings has no default or former value either');
 	my $word = $setting =~ /key/ ? $planted{new_key} : $planted{secret};
@@ -270,7 +281,8 @@ foreach my $setting ('sentdm.api_key', 'sentdm.webhook_secret')
 		like($t->sql_error("SET log_min_error_statement = panic; $command"), qr/ERROR:  55P02/, $command =~ s/$word/.../r . ' is refused');
 	}
 }
-is($t->sql("SET ROLE reader; SELECT count(*) FROM sentdm.webhook_secrets"), 0, 'pg_read_all_data does not read the secrets of webhooks');
+is($t->sql("SET ROLE reader; SELECT count(*) FROM sentdm.webhook_secrets"), 0,
+	'pg_read_all_data does not read the secrets of webhooks');
 ok($t->sql('SELECT count(*) FROM sentdm.webhook_secrets') > 0, '... which are there');
 
 $t->set('sentdm.api_key' => $planted{new_key});
@@ -298,7 +310,8 @@ sub write_key
 
 write_key("$planted{file_key}\n", 0644);
 $t->set('sentdm.api_key' => undef, 'sentdm.api_key_file' => $file);
-$t->becomes($kind, 'credentials|sentdm.api_key_file has group or world access', 'a key file that others may read pauses');
+$t->becomes($kind, 'credentials|sentdm.api_key_file has group or world access',
+	'a key file that others may read pauses');
 is($t->sql($health), 'sentdm.api_key_file has group or world access', '... and sentdm_health() says so');
 $before = $t->summary->{requests};
 $t->sql('SELECT send_canary()');
@@ -316,7 +329,8 @@ $t->outbox_drains('when the file has a new one, sending goes on by itself');
 is($t->last_request->{headers}{'x-api-key'}, $planted{key}, '... with that');
 
 foreach ([ 0000, $planted{file_key}, 'cannot be opened' ], [ 0640, $planted{file_key}, 'has group or world access' ],
-	[ 0602, $planted{file_key}, 'has group or world access' ], [ 0600, "short\n", 'shorter than 10 characters' ], [ 0600, '', 'shorter than 10 characters' ],
+	[ 0602, $planted{file_key}, 'has group or world access' ],
+	[ 0600, "short\n", 'shorter than 10 characters' ], [ 0600, '', 'shorter than 10 characters' ],
 	[ 0600, "$planted{file_key}\nX-Evil: yes", 'cannot stand in a header' ], [ 0600, "$planted{file_key}\x00\x01", '' ],
 	[ 0400, "  \n", '' ])
 {
@@ -335,7 +349,8 @@ write_key($planted{key}, 0600);
 
 # And now
 
-foreach my $view (qw(pg_stat_activity sentdm.stat_worker sentdm.stat_outbox sentdm.stat_webhook sentdm_health() pg_settings pg_stat_database sentdm.sender))
+foreach my $view (qw(sentdm.stat_worker sentdm.stat_outbox sentdm.stat_webhook sentdm_health() sentdm.sender
+	pg_stat_activity pg_stat_database pg_settings))
 {
 	has_no_trace($t->sql("SELECT v FROM $view v"), "$view has no planted word");
 }
@@ -343,11 +358,13 @@ $t->configure_standin(keys => []);
 $t->stops_cleanly;
 my $log = $t->log_since(0);
 has_no_trace($log, 'the log has no planted word');
-cmp_ok($t->count_in_log(qr/LOG:  00000: sentdm request: message=/), '>', scalar @faults, '... though it has a line for each request');
+cmp_ok($t->count_in_log(qr/LOG:  00000: sentdm request: message=/), '>', scalar @faults,
+	'... though it has a line for each request');
 cmp_ok($t->count_in_log(qr/DEBUG:  /), '>', 0, '... and is detailed');
 diag(join "\n", map { substr $_, 0, 400 } grep { traces_in($_) } split /\n/, $log) if traces_in($log);
-count_is([ grep { my $trace = $_; traces_in(PostgreSQL::Test::Utils::slurp_file($trace)) && $trace !~ m{/base/|/pg_wal/|/sentdm\.conf$} } files_under($t->node->data_dir) ],
-	0, 'no file of the server has a planted word but its tables, their log and the configuration');
+my @others = grep { !m{/base/|/pg_wal/|/sentdm\.conf$} } files_under($t->node->data_dir);
+count_is([ grep { traces_in(PostgreSQL::Test::Utils::slurp_file($_)) } @others ], 0,
+	 'no file of the server has a planted word but its tables, their log and the configuration');
 
 done_testing();
 

@@ -56,8 +56,10 @@ sub follow_hint
 my $id = send_one();
 $t->all_become('accepted', "id = '$id'", 'a message is sent');
 is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health()"),
-	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret', 'sentdm_health() looks at everything');
-is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'webhook secret', '... and all is well but the secret that was not set');
+	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret',
+		'sentdm_health() looks at everything');
+is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'webhook secret',
+	'... and all is well but the secret that was not set');
 $t->sql('SELECT sentdm_set_webhook_secret(\'whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\')');
 is($t->sql('SELECT bool_and(ok) FROM sentdm_health()'), 't', '... and with one, everything');
 is($t->sql('SELECT count(*) FROM sentdm.problems'), 0, '... and there are no problems');
@@ -71,27 +73,31 @@ sub health_of
 
 $t->sql("SELECT sentdm_pause('the office is closed')");
 like(health_of('pause'), qr/^f\|paused since .* \(user\): the office is closed$/, 'a pause is not well');
-is($t->sql('SELECT problem, error_code, detail FROM sentdm.problems'), 'paused|user|the office is closed', '... and is a problem');
+is($t->sql('SELECT problem, error_code, detail FROM sentdm.problems'), 'paused|user|the office is closed',
+	'... and is a problem');
 $id = send_one();
 follow_hint("problem = 'paused'");
 $t->all_become('accepted', "id = '$id'", '... and its hint helps');
 
 $t->set('sentdm.mode' => 'hold');
 is(health_of('mode'), 'f|hold', 'mode hold is not well');
-$t->becomes("SELECT detail FROM sentdm_health() WHERE name = 'worker'", 'sentdm.mode is hold', '... and the worker says so');
+$t->becomes("SELECT detail FROM sentdm_health() WHERE name = 'worker'", 'sentdm.mode is hold',
+	'... and the worker says so');
 $t->set('sentdm.mode' => undef);
 $t->becomes('SELECT bool_and(ok) FROM sentdm_health()', 't', '... until it is over');
 
 $t->set('sentdm.api_key' => undef);
 is(health_of('credentials'), 'f|no API key is set', 'a missing key is not well');
-$t->becomes("SELECT error_code, detail FROM sentdm.problems WHERE problem = 'paused'", 'credentials|no API key is set', '... and a problem');
+$t->becomes("SELECT error_code, detail FROM sentdm.problems WHERE problem = 'paused'", 'credentials|no API key is set',
+	'... and a problem');
 $t->set('sentdm.api_key' => 'short');
 like(health_of('credentials'), qr/^f\|the API key is shorter/, 'a short key is not well');
 $t->set('sentdm.api_key' => 'a-key-for-tests-0123456789');
 $t->becomes('SELECT count(*) FROM sentdm.problems', 0, '... and with a key sending goes on by itself');
 
 $t->set('sentdm.base_url' => 'http://192.0.2.1');
-is(health_of('credentials'), 'f|sentdm.base_url is http to an address that is not loopback', 'a base URL without TLS is not well');
+is(health_of('credentials'), 'f|sentdm.base_url is http to an address that is not loopback',
+	'a base URL without TLS is not well');
 $t->becomes("SELECT error_code FROM sentdm.problems WHERE problem = 'paused'", 'credentials', '... and a problem');
 $t->set('sentdm.base_url' => $t->url);
 follow_hint("problem = 'paused'") if $t->sql("SELECT count(*) FROM sentdm.problems WHERE problem = 'paused'");
@@ -100,7 +106,8 @@ $t->all_become('accepted', "id = '$id'", '... until it is set right');
 
 $t->faults({ action => 'status', code => 400 });
 $id = send_one();
-$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'problems'", 'f|1 messages failed or are uncertain', 'a failed message is not well');
+$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'problems'", 'f|1 messages failed or are uncertain',
+	'a failed message is not well');
 is(follow_hint("problem = 'failed'"), 't', '... and its hint');
 $t->all_become('accepted', "id = '$id'", '... helps');
 
@@ -118,7 +125,8 @@ SELECT name FROM ($members) m WHERE obj_description(objid, classid::regclass::te
 	AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = objid AND c.relkind = 'S')
 ORDER BY name
 SQL
-isnt($t->sql("SELECT obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = 'sentdm'"), '', '... and so has the extension');
+isnt($t->sql("SELECT obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = 'sentdm'"), '',
+	'... and so has the extension');
 is($t->sql(<<"SQL"), '', 'PUBLIC may run only the pure functions');
 SELECT name FROM ($members) m JOIN pg_proc p ON p.oid = objid AND classid = 'pg_proc'::regclass
 WHERE has_function_privilege('public', p.oid, 'EXECUTE') <> (p.proname IN ('sentdm_verify_signature', 'sentdm_sign'))
@@ -181,9 +189,11 @@ foreach my $kind (sort keys %access)
 		"access as $kind: exactly what belongs to it");
 }
 $t->sql("SELECT sentdm_revoke('operator', 'operator')");
-is_deeply([ allowed('operator', readings(keys %reads), 'SELECT sentdm_resume()') ], [], 'what was granted can be revoked, all of it');
+is_deeply([ allowed('operator', readings(keys %reads), 'SELECT sentdm_resume()') ], [],
+	'what was granted can be revoked, all of it');
 $t->sql('CREATE ROLE watcher LOGIN IN ROLE pg_monitor');
-is_deeply([ sort(allowed('watcher', readings(keys %reads), map { "SELECT $_" } grep { !/sign/ } sort keys %runs)) ], [ sort(readings('stat')) ],
+is_deeply([ sort(allowed('watcher', readings(keys %reads), map { "SELECT $_" } grep { !/sign/ } sort keys %runs)) ],
+	[ sort(readings('stat')) ],
 	'a member of pg_monitor can read the statistics, and nothing else');
 $t->sql("SELECT sentdm_cancel(id) FROM sentdm.messages WHERE state = 'queued'; SELECT sentdm_resume()");
 
@@ -195,7 +205,8 @@ is(health_of('worker'), 't|resting', '... which is well');
 my @latency_ms;
 foreach my $round (1 .. 5)
 {
-	my ($sent, $us) = split /\n/, $t->sql("SELECT sentdm_send('" . next_number() . "', body => 'x'); SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+	my ($sent, $us) = split /\n/, $t->sql("SELECT sentdm_send('" . next_number()
+		  . "', body => 'x'); SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
 
 	wait_until { state_of($sent) eq 'accepted' } 'the message is accepted';
 	push @latency_ms, (($t->arrived)[-1]{unix_us} - $us) / 1000;
@@ -208,7 +219,8 @@ $id = send_one(q{, send_at => clock_timestamp() + interval '1500 ms'});
 worker_leaves('a worker does not wait for what is due much later');
 is(state_of($id), 'queued', '... though it is not sent yet');
 $t->all_become('accepted', "id = '$id'", '... but is there in time');
-cmp_ok($t->sql("SELECT extract(epoch FROM finished_at - send_at) FROM sentdm.messages WHERE id = '$id'"), '<', 1, '... to the second');
+cmp_ok($t->sql("SELECT extract(epoch FROM finished_at - send_at) FROM sentdm.messages WHERE id = '$id'"), '<', 1,
+	'... to the second');
 $t->set('sentdm.idle_timeout' => undef);
 
 # Other databases
@@ -218,14 +230,19 @@ foreach my $database (qw(one two))
 	$t->sql("CREATE DATABASE $database");
 	$t->sql('CREATE EXTENSION sentdm', $database);
 }
-my (undef, undef, $warning) = $node->psql('one', "SELECT sentdm_send('" . next_number() . "', body => 'x'); SELECT sentdm_send('" . next_number() . "', body => 'x')");
-is(() = $warning =~ /WARNING:  the message is queued, but sending is not enabled in this database/g, 1, 'where sending is not enabled a session is warned, once');
-is($t->sql('SELECT problem, hint FROM sentdm.problems', 'one'), 'not enabled|SELECT sentdm_enable();', '... and it is a problem');
+my $two_sends = join ';', map { "SELECT sentdm_send('" . next_number() . "', body => 'x')" } 1 .. 2;
+my (undef, undef, $warning) = $node->psql('one', $two_sends);
+is(() = $warning =~ /WARNING:  the message is queued, but sending is not enabled in this database/g, 1,
+	'where sending is not enabled a session is warned, once');
+is($t->sql('SELECT problem, hint FROM sentdm.problems', 'one'), 'not enabled|SELECT sentdm_enable();',
+	'... and it is a problem');
 $t->sql('SELECT sentdm_enable()', 'two');
 $id = send_one('', 'two');
 $t->all_become('accepted', "id = '$id'", 'each enabled database has a worker', 'two');
-is($t->sql('SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = \'sentdm worker\''), 2, '... of its own');
-is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'one'), 2, '... and the other keeps its messages');
+is($t->sql('SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = \'sentdm worker\''), 2,
+	'... of its own');
+is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'one'), 2,
+	'... and the other keeps its messages');
 is($t->sql('SELECT count(*) FROM sentdm.problems', 'one'), 1, 'messages that waited for sentdm_enable()');
 follow_hint("problem = 'not enabled'", 'one');
 $t->all_become('accepted', 'true', '... are sent then', 'one');
@@ -261,8 +278,10 @@ send_one('', 'going');
 send_one(q{, send_at => now() + interval '1 second'}, 'going');
 wait_until { $t->summary->{requests} > $before } 'a request is under way';
 $t->sql('DROP EXTENSION sentdm', 'going');
-is($t->sql("SELECT count(*) FROM pg_namespace WHERE nspname = 'sentdm'", 'going'), 0, 'the extension can be dropped while a request is under way');
-$t->becomes("SELECT count(*) FROM pg_stat_activity WHERE datname = 'going' AND backend_type = 'sentdm worker'", 0, '... and its worker leaves');
+is($t->sql("SELECT count(*) FROM pg_namespace WHERE nspname = 'sentdm'", 'going'), 0,
+	'the extension can be dropped while a request is under way');
+$t->becomes("SELECT count(*) FROM pg_stat_activity WHERE datname = 'going' AND backend_type = 'sentdm worker'", 0,
+	'... and its worker leaves');
 is($t->count_in_log(qr/(?:ERROR|FATAL|PANIC):/, $position), 0, '... without an error');
 $t->sql('CREATE EXTENSION sentdm; SELECT sentdm_enable()', 'going');
 is($t->sql('SELECT count(*) FROM sentdm.messages', 'going'), 0, 'made anew it is empty');
@@ -277,7 +296,8 @@ $t->sql('CREATE DATABASE original');
 $t->sql('CREATE EXTENSION sentdm; SELECT sentdm_enable()', 'original');
 $id = send_one('', 'original');
 $t->all_become('accepted', "id = '$id'", 'the original sends', 'original');
-$t->sql("SELECT sentdm_pause(); SELECT sentdm_set_webhook_secret('whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=')", 'original');
+$t->sql("SELECT sentdm_pause(); SELECT sentdm_set_webhook_secret('whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=')",
+	'original');
 my @carried = map { send_one($_, 'original') } '', ", priority => 'high'", q{, send_at => now() + interval '1 s'};
 $t->set('sentdm.idle_timeout' => '100ms');
 worker_leaves('its worker leaves it free to be copied', 'original');
@@ -286,21 +306,28 @@ $t->sql("CREATE DATABASE $_ TEMPLATE original") foreach qw(holding discarding);
 my $dump = $node->basedir . '/dump.sql';
 $t->sql('CREATE DATABASE restored');
 $node->command_ok([ 'pg_dump', '-f', $dump, '-d', $node->connstr('original') ], 'the original can be dumped');
-$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $node->connstr('restored') ], '... and restored');
-is(PostgreSQL::Test::Utils::slurp_file($dump) =~ /whsec_|COPY sentdm\.(?:outbox|sender|webhook_secrets)/, '', '... without secrets, queue and identity');
-is($t->sql('SELECT count(*), count(*) FILTER (WHERE state = \'queued\') FROM sentdm.messages', 'restored'), '4|3', '... with its messages');
+$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $node->connstr('restored') ],
+	'... and restored');
+is(PostgreSQL::Test::Utils::slurp_file($dump) =~ /whsec_|COPY sentdm\.(?:outbox|sender|webhook_secrets)/, '',
+	'... without secrets, queue and identity');
+is($t->sql('SELECT count(*), count(*) FILTER (WHERE state = \'queued\') FROM sentdm.messages', 'restored'), '4|3',
+	'... with its messages');
 
 $before = $t->summary->{requests};
 # As a copy of the whole cluster, or pg_dump --create, would have it.
 $t->sql("ALTER DATABASE $_ SET sentdm.enabled = on") foreach qw(holding discarding restored);
 $position = $t->log_position;
 $node->restart;
-wait_until { $t->count_in_log(qr/WARNING:  sentdm sends nothing from this database: this database is a copy of another database/, $position) >= 2 } 'the copies are fenced';
+wait_until { $t->count_in_log(qr/WARNING:  sentdm sends nothing from this database: this database is a copy/, $position) >= 2 }
+'the copies are fenced';
 send_one('', $_) foreach qw(holding discarding restored);
 stays_true { $t->summary->{requests} == $before } 1.2, 'copies send nothing, whatever their settings say';
-is($t->sql("SELECT detail FROM sentdm_health() WHERE name = 'fence'", 'holding'), 'this database is a copy of another database', '... and sentdm_health() says why');
-is($t->sql('SELECT problem, hint FROM sentdm.problems WHERE problem = \'fenced\'', 'holding'), 'fenced|If this database is to send: SELECT sentdm_enable();', '... and it is a problem, with a hint');
-is($t->sql("SELECT string_agg(problem, ',') FROM sentdm.problems", 'restored'), 'not enabled', 'a restored dump is not enabled');
+is($t->sql("SELECT detail FROM sentdm_health() WHERE name = 'fence'", 'holding'), 'this database is a copy of another database',
+	'... and sentdm_health() says why');
+is($t->sql('SELECT problem, hint FROM sentdm.problems WHERE problem = \'fenced\'', 'holding'), 'fenced|If this database is to send: SELECT sentdm_enable();',
+	'... and it is a problem, with a hint');
+is($t->sql("SELECT string_agg(problem, ',') FROM sentdm.problems", 'restored'), 'not enabled',
+	'a restored dump is not enabled');
 
 # A copy cannot tell what was sent in it from what it carries; a restored dump can.
 foreach ([ 'holding', "problem = 'fenced'", 4 ], [ 'restored', "problem = 'not enabled'", 3 ])
@@ -310,14 +337,16 @@ foreach ([ 'holding', "problem = 'fenced'", 4 ], [ 'restored', "problem = 'not e
 	follow_hint($where, $copy);
 	$id = send_one('', $copy);
 	$t->all_become('accepted', "id = '$id'", "sentdm_enable() in the copy \"$copy\": what is sent from now on leaves", $copy);
-	is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", $copy), $held, '... and what it carries stays on hold');
-	is($t->sql("SELECT problem, detail FROM sentdm.problems", $copy), "held|$held messages from before sentdm_enable() are on hold", '... which is a problem');
+	is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", $copy), $held,
+		'... and what it carries stays on hold');
+	is($t->sql("SELECT problem, detail FROM sentdm.problems", $copy), "held|$held messages from before sentdm_enable() are on hold",
+		'... which is a problem');
 }
 is($t->summary->{requests}, $before + 3, 'nothing else was sent');
 
 $t->sql("SELECT sentdm_enable('discard')", 'discarding');
-is($t->sql("SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) FROM (SELECT state, count(*) AS n FROM sentdm.messages GROUP BY 1) s", 'discarding'),
-	'accepted 1, cancelled 4', "sentdm_enable('discard') cancels what the copy carries");
+is($t->sql('SELECT state, count(*) FROM sentdm.messages GROUP BY 1 ORDER BY 1', 'discarding'), "accepted|1\ncancelled|4",
+	 "sentdm_enable('discard') cancels what the copy carries");
 $t->sql('SELECT sentdm_resume()', 'original');
 $t->all_become('accepted', 'true', 'the original sends its messages', 'original');
 my $accepted = $t->summary->{accepted_requests};
@@ -326,7 +355,8 @@ $t->all_become('accepted', 'true', "sentdm_enable('send') sends what the copy ca
 is($t->sql('SELECT count(*) FROM sentdm.problems', 'holding'), 0, '... and the problem is gone');
 is($t->summary->{accepted_requests}, $accepted + 1, '... and those that the original sent do not arrive twice');
 is($t->summary->{max_effects_per_recipient}, 1, 'nobody got anything twice');
-is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'restored'), 3, 'the other copy still holds its messages');
+is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'restored'), 3,
+	'the other copy still holds its messages');
 $t->sql("SELECT sentdm_enable('discard')", 'restored');
 $t->sql('SELECT sentdm_disable()', $_) foreach qw(original holding discarding restored);
 $t->set('sentdm.idle_timeout' => undef);
@@ -336,7 +366,8 @@ $t->set('sentdm.idle_timeout' => undef);
 $id = send_one();
 $t->all_become('accepted', "id = '$id'", 'at home messages are sent');
 $t->set('sentdm.environment' => 'staging');
-$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'fence'", 'f|sentdm.environment differs from the one that was enabled', 'a changed sentdm.environment is a fence');
+$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'fence'", 'f|sentdm.environment differs from the one that was enabled',
+	'a changed sentdm.environment is a fence');
 $before = $t->summary->{requests};
 $id = send_one();
 stays_true { $t->summary->{requests} == $before } 0.4, '... at once';
@@ -366,8 +397,10 @@ $t->sql('SELECT sentdm_enable()');
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");
 $node->restart;
 ($id, $warning) = ($node->psql('postgres', "SELECT sentdm_send('" . next_number() . "', body => 'x')"))[ 1, 2 ];
-like($warning, qr/WARNING:  the message is queued, but the sentdm library is not preloaded/, 'without the library in shared_preload_libraries a sender is warned');
-is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'library,launcher', '... and sentdm_health() says so');
+like($warning, qr/WARNING:  the message is queued, but the sentdm library is not preloaded/,
+	'without the library in shared_preload_libraries a sender is warned');
+is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'library,launcher',
+	'... and sentdm_health() says so');
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'sentdm'");
 $node->restart;
 $t->all_become('accepted', "id = '$id'", '... and the message waits for it');

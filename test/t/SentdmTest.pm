@@ -16,7 +16,7 @@
 # test modules: IPC::Run, python3.
 #
 # This file must not decide anything about sentdm: it starts, stops, asks and
-# waits.  There is one place that waits, wait_until().
+# waits.  There is one place that waits, poll().
 package SentdmTest;
 
 use strict;
@@ -84,21 +84,29 @@ sub end_process
 	return;
 }
 
-# Poll until the block returns something true, and return that; die after the
-# time that any test may take.
-sub wait_until (&$)
+# Ask again and again, for some seconds, until the answer is true; returns it.
+sub poll
 {
-	my ($condition, $what) = @_;
-	my $deadline = Time::HiRes::time() + $PostgreSQL::Test::Utils::timeout_default;
+	my ($seconds, $condition) = @_;
+	my $deadline = Time::HiRes::time() + $seconds;
 
 	while (1)
 	{
-		my $result = $condition->();
+		my $answer = $condition->();
 
-		return $result if $result;
-		die "timed out waiting until $what" if Time::HiRes::time() > $deadline;
+		return $answer if $answer || Time::HiRes::time() > $deadline;
 		usleep(10_000);
 	}
+}
+
+# Wait until the block returns something true, and return that; die after the time
+# that any test may take.
+sub wait_until (&$)
+{
+	my ($condition, $what) = @_;
+
+	return poll($PostgreSQL::Test::Utils::timeout_default, $condition)
+	  || die "timed out waiting until $what";
 }
 
 # That a block stays true for a while, as a test: what must not happen gets time
@@ -106,16 +114,9 @@ sub wait_until (&$)
 sub stays_true (&$$)
 {
 	my ($condition, $seconds, $name) = @_;
-	my $deadline = Time::HiRes::time() + $seconds;
-	my $result = 1;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	while ($result && Time::HiRes::time() < $deadline)
-	{
-		$result = $condition->();
-		usleep(10_000);
-	}
-	ok($result, $name);
+	ok(!poll($seconds, sub { !$condition->() }), $name);
 	return;
 }
 
