@@ -468,9 +468,13 @@ UNION ALL
 SELECT 'fenced', NULL, NULL, NULL, f.reason, 'If this database is to send: SELECT sentdm_enable();'
 FROM sentdm.fence() AS f(reason) WHERE f.reason IS NOT NULL
 UNION ALL
-SELECT 'held', NULL, s.enabled_at, NULL, pg_catalog.format('%s messages from before sentdm_enable() are on hold', s.held),
+SELECT 'held', NULL, s.enabled_at, NULL, pg_catalog.format('%s messages from before sentdm_enable() are on hold', h.held),
 	'SELECT sentdm_enable(''send''); or SELECT sentdm_enable(''discard'');'
-FROM sentdm.sender s WHERE s.held > 0
+FROM sentdm.sender s, LATERAL (
+	-- counted only where some were left on hold: this reads all messages
+	SELECT count(*) AS held FROM sentdm.messages m WHERE s.held > 0 AND m.state = 'queued'
+		AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id)) AS h
+WHERE h.held > 0
 UNION ALL
 SELECT 'not enabled', NULL, NULL, NULL, 'sending is not enabled in this database', 'SELECT sentdm_enable();'
 WHERE NOT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled);

@@ -253,9 +253,25 @@ start_process(Child *child, const char *function, const char *name, TimestampTz 
 	wait_before_restart(child, now);
 }
 
+static bool
+database_exists(Oid database)
+{
+	bool		exists;
+
+	StartTransactionCommand();
+	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database));
+	CommitTransactionCommand();
+	return exists;
+}
+
 static void
 start_worker(Child *child, SentdmSlot *slot, TimestampTz now)
 {
+	if (!database_exists(child->database))
+	{
+		sentdm_slot_free(slot);
+		return;
+	}
 	/* What the one before said must not speak for this one. */
 	slot->left_cleanly = false;
 	start_process(child, "sentdm_worker_main", "sentdm worker", now);

@@ -129,6 +129,8 @@ reload(Worker *worker)
 	sentdm_drain_configure(&worker->flight.drain, &settings, sentdm_clock_us());
 	worker->http_outdated = true;
 	sentdm_account_read_key(&worker->account);
+	/* Another name of the environment may be a fence. */
+	worker->control_seen--;
 }
 
 /* Look at sentdm.sender again: somebody paused, resumed, enabled or disabled. */

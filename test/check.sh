@@ -73,7 +73,7 @@ stage_regress() {
 stage_tap() {
 	as_user mkdir -p tmp_check/log
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" PG_CONFIG="$PG_CONFIG" SENTDM_SOURCE="$SCRATCH/src" \
-		TESTDATADIR="$SCRATCH/src/tmp_check" TESTLOGDIR="$SCRATCH/src/tmp_check/log" \
+		TESTDIR="$SCRATCH/src" \
 		prove -j 2 --timer -I "$PG_PERL" -I test/t ${TAP_TESTS:-test/t/*.pl}
 }
 

@@ -254,6 +254,8 @@ validate(ReceiverConfig *config)
 		fprintf(stderr, "sentdm-receiver: threads must not be more than max-connections\n");
 		return false;
 	}
+	config->batch_timeout_us = config->answer_timeout_us / 4;
+	config->queue_timeout_us = config->answer_timeout_us - config->batch_timeout_us;
 	config->log_requests = strcmp(config->access_log, "off") != 0;
 	if (config->log_requests && strcmp(config->access_log, "on") != 0)
 	{

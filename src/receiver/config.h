@@ -38,6 +38,10 @@ typedef struct ReceiverConfig
 	int64_t		idle_timeout_us;
 	int64_t		answer_timeout_us;
 	int64_t		drain_timeout_us;
+
+	/* The two parts of answer_timeout. */
+	int64_t		queue_timeout_us;	/* until a batch is begun */
+	int64_t		batch_timeout_us;	/* from then */
 } ReceiverConfig;
 
 /* False: something is wrong, and standard error says what. */

@@ -173,7 +173,7 @@ enqueue(ReceiverRequest *request)
 	/* Now the writer has its own time to answer. */
 	if (!receiver_connection_set_deadline(request->connection, RECEIVER_NEVER))
 		return MHD_NO;
-	event->deadline_us = receiver_now_us() + config->answer_timeout_us;
+	event->deadline_us = receiver_now_us() + config->queue_timeout_us;
 	event->answered = on_answered;
 	request->waiting = true;
 	/* Suspended before it is in the queue: the answer may come at once. */

@@ -24,7 +24,7 @@ struct ReceiverEvent
 	size_t		body_length;
 	char	   *headers;		/* JSON object */
 	size_t		headers_length;
-	int64_t		deadline_us;	/* to be answered by then */
+	int64_t		deadline_us;	/* refused when not taken by then */
 	void		(*answered) (ReceiverEvent *event);
 
 	ReceiverRefusal refusal;	/* when the receiver refuses it, else: */

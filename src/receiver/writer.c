@@ -21,7 +21,8 @@
 #include "writer.h"
 
 #define MAX_BATCH_BYTES (8 * 1024 * 1024)
-#define MIN_ANSWER_US (2 * 1000000) /* for the database, also when an event waited long */
+#define GRACE_US 1000000		/* for the server to end what takes too long, before we give up */
+#define GATHER_FROM 16			/* events; a smaller batch is not worth waiting for */
 #define QUIET_US 500			/* no further event for this long: no more will come */
 #define PROBE_US (10 * 1000000) /* ask an idle connection whether it still works */
 #define FIRST_BACKOFF_US 50000
@@ -52,6 +53,7 @@ typedef enum Remedy
 {
 	TRY_AGAIN,					/* it was nobody's fault */
 	ISOLATE,					/* it may be the fault of one event */
+	GIVE_UP,					/* it took too long */
 	RECONNECT					/* it is the fault of the server or the connection */
 } Remedy;
 
@@ -82,9 +84,12 @@ is_class(const char *sqlstate, const char *classes)
 static Remedy
 remedy_for(const char *sqlstate)
 {
-	/* serialization, deadlock, lock timeout, a cancelled query */
-	if (is_class(sqlstate, "40 55P03 57014"))
+	/* serialization, deadlock */
+	if (is_class(sqlstate, "40"))
 		return TRY_AGAIN;
+	/* statement and lock timeout: no part of it would be faster */
+	if (is_class(sqlstate, "57014 55P03"))
+		return GIVE_UP;
 	/* a standby, no resources, shutting down, I/O, no such statement */
 	if (is_class(sqlstate, "08 25 26 53 57 58 F0"))
 		return RECONNECT;
@@ -136,7 +141,7 @@ store(ReceiverWriter *writer, ReceiverEvent **events, int n, int64_t deadline_us
 
 		if (attempt > 0)
 			receiver_metrics_count(RECEIVER_BATCHES_RETRIED);
-		outcome = receiver_database_store(&writer->database, events, n, deadline_us);
+		outcome = receiver_database_store(&writer->database, events, n, deadline_us + GRACE_US);
 		if (outcome == RECEIVER_COMMITTED)
 		{
 			int64_t		now_us = receiver_now_us();
@@ -154,7 +159,9 @@ store(ReceiverWriter *writer, ReceiverEvent **events, int n, int64_t deadline_us
 }
 
 /*
- * Store events and answer them.  When an error may be the fault of one of them, the
+ * Store events and answer them.  The server ends each attempt by itself after the
+ * time that a batch has, so that the outcome is known; parts that are not begun by
+ * the deadline are not begun at all.  When an error may be the fault of one of them, the
  * batch is cut in halves until that one is alone.
  */
 static void
@@ -162,7 +169,7 @@ deliver(ReceiverWriter *writer, ReceiverEvent **events, int n, int64_t deadline_
 {
 	ReceiverOutcome outcome;
 
-	if (writer->database.conn == NULL || writer->suspect)
+	if (writer->database.conn == NULL || writer->suspect || receiver_now_us() >= deadline_us)
 	{
 		refuse_all(events, n, RECEIVER_DATABASE_ERROR);
 		return;
@@ -174,9 +181,11 @@ deliver(ReceiverWriter *writer, ReceiverEvent **events, int n, int64_t deadline_
 		refuse_all(events, n, RECEIVER_OUTCOME_UNKNOWN);
 	else if (remedy_for(writer->database.sqlstate) != ISOLATE)
 	{
-		writer->suspect = remedy_for(writer->database.sqlstate) == RECONNECT;
+		Remedy		remedy = remedy_for(writer->database.sqlstate);
+
+		writer->suspect = remedy == RECONNECT;
 		complain(writer, "a batch could not be stored, SQLSTATE", writer->database.sqlstate);
-		refuse_all(events, n, RECEIVER_DATABASE_ERROR);
+		refuse_all(events, n, remedy == GIVE_UP ? RECEIVER_DATABASE_SLOW : RECEIVER_DATABASE_ERROR);
 	}
 	else if (n == 1)
 		refuse_culprit(writer, events[0]);
@@ -193,8 +202,12 @@ go_down(ReceiverWriter *writer, const char *what, const char *why)
 {
 	receiver_database_close(&writer->database);
 	writer->suspect = false;
+	/* That it is lost is always said; that it is still lost, now and then. */
 	if (atomic_load(&writer->down_since_us) == 0)
+	{
 		atomic_store(&writer->down_since_us, receiver_now_us());
+		writer->complained_us = 0;
+	}
 	receiver_metrics_count(RECEIVER_DATABASE_FAILURES);
 	complain(writer, what, why);
 }
@@ -224,7 +237,7 @@ static void
 reconnect(ReceiverWriter *writer)
 {
 	if (receiver_database_connect(&writer->database, writer->config->database,
-								  writer->config->answer_timeout_us))
+								  writer->config->batch_timeout_us))
 	{
 		go_up(writer);
 		return;
@@ -242,7 +255,7 @@ probe(ReceiverWriter *writer)
 {
 	writer->probe_at_us = receiver_now_us() + PROBE_US;
 	if (receiver_database_store(&writer->database, NULL, 0,
-								receiver_now_us() + MIN_ANSWER_US) != RECEIVER_COMMITTED)
+								receiver_now_us() + writer->config->batch_timeout_us) != RECEIVER_COMMITTED)
 		go_down(writer, "the database does not work any longer, SQLSTATE",
 				writer->database.sqlstate[0] ? writer->database.sqlstate : "none");
 }
@@ -278,6 +291,8 @@ gather(ReceiverWriter *writer)
 	struct pollfd fd = {receiver_queue_fd(writer->queue), POLLIN, 0};
 	int			depth = receiver_queue_depth(writer->queue);
 
+	if (writer->last_n < GATHER_FROM)
+		return;
 	while (depth < enough && receiver_now_us() < until_us)
 	{
 		const struct timespec quiet = {0, QUIET_US * 1000};
@@ -295,7 +310,6 @@ gather(ReceiverWriter *writer)
 static void
 take_and_deliver(ReceiverWriter *writer)
 {
-	int64_t		deadline_us;
 	int			n;
 
 	gather(writer);
@@ -304,10 +318,7 @@ take_and_deliver(ReceiverWriter *writer)
 	if (n == 0)
 		return;
 	writer->last_n = n;
-	deadline_us = receiver_now_us() + MIN_ANSWER_US;
-	if (deadline_us < writer->events[0]->deadline_us)
-		deadline_us = writer->events[0]->deadline_us;
-	deliver(writer, writer->events, n, deadline_us);
+	deliver(writer, writer->events, n, receiver_now_us() + writer->config->batch_timeout_us);
 	if (writer->database.conn == NULL)
 		go_down(writer, "lost the database", "the outcome of a batch is unknown");
 	else if (writer->suspect)
@@ -392,7 +403,7 @@ receiver_writer_check(const ReceiverConfig *config)
 {
 	atomic_bool abandon = false;
 	ReceiverDatabase database = {.abandon = &abandon};
-	bool		ok = receiver_database_connect(&database, config->database, config->answer_timeout_us);
+	bool		ok = receiver_database_connect(&database, config->database, config->batch_timeout_us);
 
 	if (ok)
 		printf("ok: database \"%s\", server %s, sentdm_receive_webhooks() can be called\n",

@@ -122,7 +122,7 @@ worker_pid() {
 }
 
 # Clock ticks spent so far by the worker, and by the server's other processes
-# that are nobody's session.
+# that serve no client.
 ticks() {
 	local worker=$1 pid kind
 	for pid in $(pgrep -P "$(head -n 1 "$SCRATCH/data/postmaster.pid")"); do
@@ -146,8 +146,9 @@ fill() {
 		sql -c "SELECT count(sentdm_send(phone, 'order_confirmation', parameters))
 			FROM people, generate_series(1, ($count + 49999) / 50000) AS g WHERE n <= $count" >/dev/null
 	else
-		sql -c "SELECT count(sentdm_send(phones, 'order_confirmation'))
-			FROM (SELECT array_agg(phone) AS phones FROM people WHERE n <= $recipients) p, generate_series(1, $count)" >/dev/null
+		sql -c "SELECT count(*)
+			FROM (SELECT array_agg(phone) AS phones FROM people WHERE n <= $recipients) p, generate_series(1, $count) AS g,
+				LATERAL sentdm_send(phones, 'order_confirmation', tag => 'request ' || g)" >/dev/null
 	fi
 	sql -c "CHECKPOINT"
 }
@@ -246,6 +247,7 @@ measure_thousand() {
 	for ((round = 0; round < ROUNDS; round++)); do
 		fill $n 1000
 		record "drain, 1,000 recipients a request" ours "$(per_second $((n * 1000)) "$(drain)")" deliveries/s
+		[[ $(sql -c "SELECT count(*) FROM sentdm.deliveries") == $((n * 1000)) ]] || die "not all deliveries were stored"
 		record "drain, 1,000 recipients a request" reference "$(per_second $((n * 1000)) "$(bare 64)")" deliveries/s
 		record "memory of the worker, 1,000 recipients" only "$(memory_of "$(worker_pid)")" MB
 	done
@@ -271,7 +273,7 @@ measure_arrival() {
 		for pace in $PACES; do
 			empty_tables
 			standin
-			send_and_time "one per $((pace / 1000)) ms" $((pace == 1000000 ? SECONDS_EACH / 2 + 1 : 300000 / (pace / 10) * 10 / 10 + 20)) "$pace"
+			send_and_time "one per $((pace / 1000)) ms" $((3000000 / pace + 5)) "$pace"
 		done
 	done
 }
@@ -295,11 +297,10 @@ measure_hang() {
 	for ((round = 0; round < ROUNDS; round++)); do
 		standin 20000
 		fill 4000 && drain >/dev/null
-		fill 1000
 		standin 0 1000
-		sql -c "SELECT sentdm_resume()" >/dev/null
+		sql -c "SELECT count(sentdm_send(phone, 'order_confirmation')) FROM people WHERE n <= 1000" >/dev/null
 		sleep 3
-		printf '  (%s hang)\n' "$(curl -s --noproxy '*' "$URL/count")" >&2
+		printf '  (%s)\n' "$(curl -s --noproxy '*' "$URL/count")" >&2
 		send_and_time "1,000 requests hang" 20 50000
 		sql -c "SELECT sentdm_pause()" >/dev/null
 		empty_tables
@@ -358,7 +359,7 @@ single_send() {
 plain_inserts() {
 	transactions 8 $((SECONDS_EACH / 2)) <<-'SQL'
 		WITH m AS (INSERT INTO plain.messages (id, request, priority, created_by)
-			VALUES (gen_random_uuid(), '{"to": ["+14155550101"], "template": {"name": "order_confirmation", "parameters": {"name": "Ada", "order_id": "1001"}}}', 'normal', 'postgres') RETURNING id)
+			VALUES ((to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint + (7::bigint << 44)) || right(md5(random()::text), 20))::uuid, '{"to": ["+14155550101"], "template": {"name": "order_confirmation", "parameters": {"name": "Ada", "order_id": "1001"}}}', 'normal', 'postgres') RETURNING id)
 		INSERT INTO plain.outbox (message_id, priority, due_at, sandbox) SELECT id, 'normal', now(), false FROM m;
 	SQL
 }

@@ -119,7 +119,7 @@ is($t->sql("SELECT count(*), count(DISTINCT recipient) FROM sentdm.deliveries JO
 is($t->sql("SELECT total, queued, accepted, failed, percent FROM sentdm.progress WHERE tag = 'many'"), '2500|0|2500|0|100.0',
 	'... and sentdm.progress counts them');
 is($t->sql(q{SELECT count(*) FROM unnest('{NULL,"{}"}'::text[]) AS n, sentdm_send(n::text[], body => 'x')}), 0,
-	 'no numbers, no message');
+	'no numbers, no message');
 
 # A batch
 
@@ -272,7 +272,9 @@ is_deeply([ map { "$_->{to}[0] $_->{outcome}" } $t->arrived($before) ], ['+15550
 	'... to the sandbox, and those that were meant for people are not');
 is(state_of($live), 'queued', '... but wait');
 $t->set('sentdm.mode' => undef);
+my $began = time;
 $t->all_become('accepted', "id = '$live'", '... for mode live');
+cmp_ok(time - $began, '<', 30, '... and no longer');
 is(($t->arrived)[-1]{outcome}, 'accepted', '... and then go to people');
 (undef, $request) = do
 {

@@ -298,6 +298,22 @@ is($t->sql("SELECT sentdm_retry('$id')"), 't', '... but by a person');
 $t->all_become('accepted', "id = '$id'", '... and is accepted');
 is_deeply([ distinct(map { $_->{key} } requests_of($id)) ], [ "sentdm-$id-1", "sentdm-$id-2" ], '... under a new key');
 
+# A database in another encoding
+
+$t->sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+$t->sql('CREATE EXTENSION sentdm; SELECT sentdm_enable()', 'latin');
+$id = $t->send("'" . next_number() . "', body => 'caf' || chr(233)", 'latin');
+$t->all_become('accepted', "id = '$id'", 'a database in LATIN1 sends', 'latin');
+is($t->last_request->{json}{text}, "caf\x{e9}", '... in UTF-8');
+foreach ("caf\x{e9} \x{4e2d}\x{6587} \x{1F600}", 'caf\\u00e9 \\u4e2d\\u6587 \\ud83d\\ude00')
+{
+	$t->faults({ action => 'status', code => 400, body => envelope('VALIDATION_008', $_) });
+	$id = $t->send("'" . next_number() . "', body => 'x'", 'latin');
+	$t->all_become('failed', "id = '$id'", 'an error in letters that the database does not have is stored all the same', 'latin');
+	like($t->sql("SELECT error_code, error FROM sentdm.messages WHERE id = '$id'", 'latin'), qr/^VALIDATION_008\|caf/, '... as far as possible');
+}
+$t->sql('SELECT sentdm_disable()', 'latin');
+
 $t->accepted_once('over all this nothing was accepted twice, and no key had two requests');
 
 # Certificates

@@ -87,7 +87,7 @@ sub exactly_once
 	is_deeply(\@sent, \@kept, '... exactly once, and nothing else was (' . scalar(@sent) . ')');
 	$t->accepted_once('... under one key each');
 	is($t->sql('SELECT count(*) FROM sentdm.messages LEFT JOIN sentdm.deliveries ON message_id = id WHERE sent_id IS NULL'), 0,
-		 '... and every delivery is known');
+		'... and every delivery is known');
 
 	# For the next one.
 	my $summary = $t->summary;

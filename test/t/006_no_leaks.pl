@@ -364,7 +364,7 @@ cmp_ok($t->count_in_log(qr/DEBUG:  /), '>', 0, '... and is detailed');
 diag(join "\n", map { substr $_, 0, 400 } grep { traces_in($_) } split /\n/, $log) if traces_in($log);
 my @others = grep { !m{/base/|/pg_wal/|/sentdm\.conf$} } files_under($t->node->data_dir);
 count_is([ grep { traces_in(PostgreSQL::Test::Utils::slurp_file($_)) } @others ], 0,
-	 'no file of the server has a planted word but its tables, their log and the configuration');
+	'no file of the server has a planted word but its tables, their log and the configuration');
 
 done_testing();
 

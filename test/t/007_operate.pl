@@ -225,20 +225,19 @@ $t->set('sentdm.idle_timeout' => undef);
 
 # Other databases
 
-foreach my $database (qw(one two))
-{
-	$t->sql("CREATE DATABASE $database");
-	$t->sql('CREATE EXTENSION sentdm', $database);
-}
+$t->sql("CREATE DATABASE $_") foreach qw(one two);
+$t->sql('CREATE EXTENSION sentdm', 'one');
+$t->sql('CREATE SCHEMA messaging; CREATE EXTENSION sentdm SCHEMA messaging', 'two');
 my $two_sends = join ';', map { "SELECT sentdm_send('" . next_number() . "', body => 'x')" } 1 .. 2;
 my (undef, undef, $warning) = $node->psql('one', $two_sends);
 is(() = $warning =~ /WARNING:  the message is queued, but sending is not enabled in this database/g, 1,
 	'where sending is not enabled a session is warned, once');
 is($t->sql('SELECT problem, hint FROM sentdm.problems', 'one'), 'not enabled|SELECT sentdm_enable();',
 	'... and it is a problem');
-$t->sql('SELECT sentdm_enable()', 'two');
-$id = send_one('', 'two');
+$t->sql('SELECT messaging.sentdm_enable()', 'two');
+$id = $t->sql("SET search_path = ''; SELECT messaging.sentdm_send('" . next_number() . "', body => 'x')", 'two');
 $t->all_become('accepted', "id = '$id'", 'each enabled database has a worker', 'two');
+like($t->sql("SET search_path = ''; SELECT name FROM messaging.sentdm_me()", 'two'), qr/Stand-in/, '... wherever its functions are');
 is($t->sql('SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = \'sentdm worker\''), 2,
 	'... of its own');
 is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'one'), 2,
@@ -258,7 +257,7 @@ sub drops
 	return;
 }
 
-$t->sql('SELECT sentdm_disable()', 'two');
+$t->sql('SELECT messaging.sentdm_disable()', 'two');
 worker_leaves('sentdm_disable() stops the worker', 'two');
 drops('two', '', '... and the database can be dropped');
 drops('one', 'WITH (FORCE)', 'a database with a worker can be dropped with FORCE');
@@ -341,6 +340,10 @@ foreach ([ 'holding', "problem = 'fenced'", 4 ], [ 'restored', "problem = 'not e
 		'... and what it carries stays on hold');
 	is($t->sql("SELECT problem, detail FROM sentdm.problems", $copy), "held|$held messages from before sentdm_enable() are on hold",
 		'... which is a problem');
+	$t->sql("SELECT sentdm_cancel(id) FROM sentdm.messages WHERE state = 'queued' AND priority = 'high'", $copy);
+	$held--;
+	like($t->sql('SELECT detail FROM sentdm.problems', $copy), qr/^$held messages/,
+		'... as long as somebody has to decide about it');
 }
 is($t->summary->{requests}, $before + 3, 'nothing else was sent');
 
@@ -351,11 +354,11 @@ $t->sql('SELECT sentdm_resume()', 'original');
 $t->all_become('accepted', 'true', 'the original sends its messages', 'original');
 my $accepted = $t->summary->{accepted_requests};
 follow_hint("problem = 'held'", 'holding');
-$t->all_become('accepted', 'true', "sentdm_enable('send') sends what the copy carries", 'holding');
+$t->all_become('accepted', "state <> 'cancelled'", "sentdm_enable('send') sends what the copy carries", 'holding');
 is($t->sql('SELECT count(*) FROM sentdm.problems', 'holding'), 0, '... and the problem is gone');
 is($t->summary->{accepted_requests}, $accepted + 1, '... and those that the original sent do not arrive twice');
 is($t->summary->{max_effects_per_recipient}, 1, 'nobody got anything twice');
-is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'restored'), 3,
+is($t->sql("SELECT count(*) FROM sentdm.messages WHERE state = 'queued'", 'restored'), 2,
 	'the other copy still holds its messages');
 $t->sql("SELECT sentdm_enable('discard')", 'restored');
 $t->sql('SELECT sentdm_disable()', $_) foreach qw(original holding discarding restored);
@@ -366,11 +369,12 @@ $t->set('sentdm.idle_timeout' => undef);
 $id = send_one();
 $t->all_become('accepted', "id = '$id'", 'at home messages are sent');
 $t->set('sentdm.environment' => 'staging');
-$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'fence'", 'f|sentdm.environment differs from the one that was enabled',
-	'a changed sentdm.environment is a fence');
+my $fence = 'sentdm.environment differs from the one that was enabled';
+is(health_of('fence'), "f|$fence", 'a changed sentdm.environment is a fence');
+$t->becomes('SELECT trouble FROM sentdm.stat_worker', $fence, '... which the worker obeys');
 $before = $t->summary->{requests};
 $id = send_one();
-stays_true { $t->summary->{requests} == $before } 0.4, '... at once';
+stays_true { $t->summary->{requests} == $before } 0.4, '... and nothing is sent';
 $node->restart;
 stays_true { $t->summary->{requests} == $before } 0.6, '... and after a restart';
 $t->set('sentdm.environment' => undef);

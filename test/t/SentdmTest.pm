@@ -6,11 +6,12 @@
 # it may write to, with the extension installed:
 #
 #	export PATH=$(pg_config --bindir):$PATH
-#	prove -I $(dirname $(pg_config --pgxs))/../test/perl -I test/t test/t
+#	prove -I $(dirname $(pg_config --pgxs))/../test/perl -I test/t test/t/*.pl
 #
 # Nothing else has to be set: PG_REGRESS (wanted by PostgreSQL::Test::Cluster to
-# write pg_hba.conf) is derived from pg_config below, and data directories and
-# logs go to ./tmp_check, or to $TESTDIR/tmp_check when TESTDIR is set.
+# write pg_hba.conf) is derived from pg_config ($PG_CONFIG) below, and data
+# directories and logs go to ./tmp_check, or to $TESTDIR/tmp_check when TESTDIR is
+# set.  What a failed test leaves there has to be removed before it runs again.
 # PG_TEST_TIMEOUT_DEFAULT (seconds, default 180) bounds every wait;
 # PG_TEST_NOCLEAN=1 keeps the data directories.  Needed besides PostgreSQL's own
 # test modules: IPC::Run, python3.
@@ -22,7 +23,6 @@ package SentdmTest;
 use strict;
 use warnings;
 
-use Config;
 use Cwd qw(abs_path);
 use Exporter 'import';
 use File::Basename qw(basename dirname);
@@ -35,7 +35,9 @@ BEGIN
 {
 	if (!$ENV{PG_REGRESS})
 	{
-		my $pgxs = qx(pg_config --pgxs);
+		my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
+		my $pgxs = qx($pg_config --pgxs);
+
 		chomp $pgxs;
 		$ENV{PG_REGRESS} = dirname($pgxs) . '/../test/regress/pg_regress';
 	}
