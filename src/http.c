@@ -56,7 +56,8 @@ struct SentdmHttp
 	CURLM	   *multi;
 	int			epoll_fd;
 	int			timer_fd;
-	bool		timer_due;
+	int64_t		due_us;			/* when libcurl wants to be called; monotonic */
+	int64_t		armed_us;		/* when the timer goes off, perhaps too early */
 	char	   *base_url;
 	char	   *ca_file;
 	char	   *user_agent;
@@ -70,11 +71,11 @@ struct SentdmHttp
 };
 
 static int64_t
-unix_now_us(void)
+now_us(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_REALTIME, &now);
+	clock_gettime(clock, &now);
 	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
@@ -123,23 +124,32 @@ on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_ar
 	return 0;
 }
 
+/*
+ * libcurl moves its timeout several times for each request, and to arm a timer
+ * costs more than to send one.  So it is armed before we return to the caller,
+ * who may wait, and only for an earlier time; going off too early does no harm.
+ */
+static void
+arm_timer(SentdmHttp *http)
+{
+	struct itimerspec spec;
+
+	if (http->due_us >= http->armed_us)
+		return;
+	http->armed_us = http->due_us;
+	memset(&spec, 0, sizeof(spec));
+	spec.it_value.tv_sec = http->due_us / 1000000;
+	spec.it_value.tv_nsec = http->due_us % 1000000 * 1000;
+	timerfd_settime(http->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
+}
+
 static int
 on_timer(CURLM *multi, long timeout_ms, void *arg)
 {
 	SentdmHttp *http = arg;
-	struct itimerspec spec;
 
 	(void) multi;
-	memset(&spec, 0, sizeof(spec));
-	http->timer_due = (timeout_ms == 0);
-	if (timeout_ms > 0)
-	{
-		spec.it_value.tv_sec = timeout_ms / 1000;
-		spec.it_value.tv_nsec = (timeout_ms % 1000) * 1000000;
-	}
-	else if (timeout_ms == 0)
-		spec.it_value.tv_nsec = 1;	/* zero would disarm it */
-	timerfd_settime(http->timer_fd, 0, &spec, NULL);
+	http->due_us = timeout_ms < 0 ? INT64_MAX : now_us(CLOCK_MONOTONIC) + timeout_ms * 1000;
 	return 0;
 }
 
@@ -158,7 +168,7 @@ on_before_request(void *arg, char *remote_ip, char *local_ip, int remote_port, i
 	 * Not when libcurl repeats it on a new connection: then it may have
 	 * arrived.
 	 */
-	if (!transfer->on_the_wire && unix_now_us() >= transfer->deadline_unix_us)
+	if (!transfer->on_the_wire && now_us(CLOCK_REALTIME) >= transfer->deadline_unix_us)
 	{
 		transfer->too_late = true;
 		return CURL_PREREQFUNC_ABORT;
@@ -321,6 +331,8 @@ sentdm_http_create(const SentdmHttpOptions *options)
 	http->ca_file = strdup(options->ca_file);
 	http->user_agent = name_library(options->user_agent);
 	http->plain = strncmp(options->base_url, "http://", 7) == 0;
+	http->due_us = INT64_MAX;
+	http->armed_us = INT64_MAX;
 	http->connect_timeout_ms = options->connect_timeout_ms;
 	http->request_timeout_ms = options->request_timeout_ms;
 	http->multi = initialized ? curl_multi_init() : NULL;
@@ -514,6 +526,7 @@ sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request)
 	block_signals(&saved);
 	started = prepare(transfer, request) &&
 		curl_multi_add_handle(http->multi, transfer->easy) == CURLM_OK;
+	arm_timer(http);
 	restore_signals(&saved);
 	if (!started)
 	{
@@ -612,7 +625,7 @@ serve(SentdmHttp *http, const struct epoll_event *event)
 	if (event->data.fd == http->timer_fd)
 	{
 		if (read(http->timer_fd, &expirations, sizeof(expirations)) > 0)
-			http->timer_due = true;
+			http->armed_us = INT64_MAX;
 		return;
 	}
 	if (event->events & (EPOLLIN | EPOLLHUP | EPOLLERR))
@@ -636,13 +649,14 @@ sentdm_http_run(SentdmHttp *http)
 		n = epoll_wait(http->epoll_fd, events, EVENTS_AT_ONCE, 0);
 		for (int i = 0; i < n; i++)
 			serve(http, &events[i]);
-		if (http->timer_due)
+		if (http->due_us <= now_us(CLOCK_MONOTONIC))
 		{
-			http->timer_due = false;
+			http->due_us = INT64_MAX;
 			curl_multi_socket_action(http->multi, CURL_SOCKET_TIMEOUT, 0, &running);
 		}
 	} while (n == EVENTS_AT_ONCE);
 	collect(http);
+	arm_timer(http);
 	restore_signals(&saved);
 }
 

@@ -19,8 +19,9 @@
 static MemoryContext context_outside;
 
 /*
- * Old statistics must not turn a look at the queue into a scan of the history:
- * hence no plans but nested index scans.
+ * Old statistics must not turn a look at the queue into a scan of the history,
+ * nor a claim into a sort of the whole queue: hence no plans but nested index
+ * scans, in the order of the index.
  */
 void
 sentdm_fix_settings(void)
@@ -35,6 +36,8 @@ sentdm_fix_settings(void)
 		{"enable_seqscan", "off"},
 		{"enable_hashjoin", "off"},
 		{"enable_mergejoin", "off"},
+		{"enable_bitmapscan", "off"},
+		{"enable_sort", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"session_replication_role", "origin"},
