@@ -22,3 +22,6 @@ include $(PGXS)
 # Every object depends on every header: they are few, and shared memory must
 # look the same to all.
 $(OBJS): $(wildcard src/*.h)
+
+# The receiver of webhooks, a program of its own: make receiver
+include src/receiver/receiver.mk

@@ -8,7 +8,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 source test/lib.sh
 
-STAGES="lint unit simulator fuzz regress tap"
+STAGES="lint unit simulator fuzz regress tap receiver"
 WARNINGS="-Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare"
 SANITIZE="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 PURE="request drain signature"
@@ -70,11 +70,18 @@ stage_regress() {
 }
 
 # test/t/SentdmTest.pm says what these tests need.
+run_tap() {
+	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
+		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@"
+}
+
 stage_tap() {
-	as_user mkdir -p tmp_check/log
-	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" PG_CONFIG="$PG_CONFIG" SENTDM_SOURCE="$SCRATCH/src" \
-		TESTDIR="$SCRATCH/src" \
-		prove -j 2 --timer -I "$PG_PERL" -I test/t ${TAP_TESTS:-test/t/*.pl}
+	run_tap ${TAP_TESTS:-test/t/0[013]*.pl}
+}
+
+stage_receiver() {
+	as_user make -s PG_CONFIG="$PG_CONFIG" with_llvm=no receiver
+	run_tap test/t/02*.pl
 }
 
 clean_up() {
@@ -82,7 +89,7 @@ clean_up() {
 }
 
 wanted=${*:-$STAGES}
-install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl
+install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev
 find_pg_config || die "found no PostgreSQL to build for"
 choose_user
 trap clean_up EXIT

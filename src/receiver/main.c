@@ -25,6 +25,7 @@
 #include "writer.h"
 
 #define TICK_MS 50
+#define ANSWERS_OUT_US 500000
 #define SPARE_DESCRIPTORS 200	/* database, log, epoll, health, ... */
 
 typedef struct Receiver
@@ -187,6 +188,16 @@ drain(Receiver *receiver)
 	return true;
 }
 
+/* Let answers that are given already be sent. */
+static void
+let_answers_out(void)
+{
+	int64_t		until_us = receiver_now_us() + ANSWERS_OUT_US;
+
+	while (receiver_listener_requests() > 0 && receiver_now_us() < until_us)
+		poll(NULL, 0, 5);
+}
+
 /* The order matters: all events must be answered before libmicrohttpd is stopped. */
 static bool
 stop(Receiver *receiver, bool drained)
@@ -198,6 +209,7 @@ stop(Receiver *receiver, bool drained)
 		receiver_log_stop();
 		return false;
 	}
+	let_answers_out();
 	receiver_listener_stop();
 	receiver_health_stop();
 	receiver_queue_destroy(receiver->queue);

@@ -383,7 +383,7 @@ $receiver->stops_cleanly;
 	$session->query_safe('COMMIT');
 	$session->quit;
 	$full->wait_until_ready;
-	is($t->sql('SELECT count(*) FROM sentdm.events WHERE sent_id IN (' . join(',', map { "'" . decode_json($events[$_])->{payload}{message_id} . "'" } 1 .. 4) . ')'),
+	is($t->sql('SELECT count(*) FROM sentdm.events WHERE sent_id IN (' . join(',', map { "'" . decode_json($events[$_])->{payload}{message_id} . "'" } 0 .. 4) . ')'),
 		0, 'and not stored');
 	is($full->deliver($_), 200, 'and then it is taken') foreach @events;
 	is($t->sql('SELECT count(DISTINCT sent_id), count(*) FROM sentdm.events WHERE sent_id IN (' . join(',', map { "'" . decode_json($_)->{payload}{message_id} . "'" } @events) . ')'),

@@ -266,7 +266,10 @@ sub read_answer
 				return { status => $status, headers => \%headers, body => substr($rest, 0, $length) };
 			}
 		}
-		return undef unless IO::Select->new($socket)->can_read($deadline - Time::HiRes::time());
+		my $left_s = $deadline - Time::HiRes::time();
+
+		return undef if $left_s <= 0;
+		next unless IO::Select->new($socket)->can_read($left_s);	# also after a signal
 		return undef unless sysread $socket, $buffer, 65536, length $buffer;
 	}
 }
