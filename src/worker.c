@@ -120,6 +120,13 @@ open_http(Worker *worker)
 }
 
 static void
+look_at_once(Worker *worker)
+{
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+		worker->due[lane] = DT_NOBEGIN;
+}
+
+static void
 reload(Worker *worker)
 {
 	SentdmDrainSettings settings;
@@ -131,6 +138,8 @@ reload(Worker *worker)
 	sentdm_account_read_key(&worker->account);
 	/* Another name of the environment may be a fence. */
 	worker->control_seen--;
+	/* Another mode may have something to do at once. */
+	look_at_once(worker);
 }
 
 /* Look at sentdm.sender again: somebody paused, resumed, enabled or disabled. */
@@ -473,10 +482,7 @@ notice_changes(Worker *worker)
 		reload(worker);
 	}
 	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
-	{
-		for (int lane = 0; lane < SENTDM_LANES; lane++)
-			worker->due[lane] = DT_NOBEGIN;
-	}
+		look_at_once(worker);
 	if (control != worker->control_seen)
 	{
 		worker->control_seen = control;
@@ -524,8 +530,7 @@ start(Worker *worker)
 	if (!pg_strong_random(&seed, sizeof(seed)))
 		seed = (uint64) GetCurrentTimestamp();
 	sentdm_drain_init(&worker->flight.drain, &settings, sentdm_clock_us(), seed);
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-		worker->due[lane] = DT_NOBEGIN;
+	look_at_once(worker);
 
 	sentdm_begin();
 	worker->extension = get_extension_oid("sentdm", true);
