@@ -166,15 +166,35 @@ sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
 	return n;
 }
 
-/* NULL for an empty or missing string; the API's text is UTF-8. */
-static Datum
-text_or_null(const char *text, bool *isnull)
+/*
+ * The API's text is UTF-8.  A database in another encoding may have no form of
+ * it, and an outcome must not fail to be stored for that: so it takes the ASCII.
+ */
+static char *
+storable(const char *text_utf8)
 {
-	*isnull = text == NULL || text[0] == '\0';
+	char	   *stored = palloc(strlen(text_utf8) + 1);
+	char	   *next = stored;
 
-	if (*isnull)
-		return (Datum) 0;
-	return CStringGetTextDatum(pg_any_to_server(text, strlen(text), PG_UTF8));
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return strcpy(stored, text_utf8);
+	for (const char *c = text_utf8; *c; c++)
+	{
+		if (!IS_HIGHBIT_SET(*c))
+			*next++ = *c;
+		else if ((*c & 0xC0) != 0x80)
+			*next++ = '?';		/* one for each character */
+	}
+	*next = '\0';
+	return stored;
+}
+
+/* NULL for an empty or missing string. */
+static Datum
+text_or_null(const char *string, bool *isnull)
+{
+	*isnull = string == NULL || string[0] == '\0';
+	return *isnull ? (Datum) 0 : CStringGetTextDatum(storable(string));
 }
 
 static const char *

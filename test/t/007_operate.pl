@@ -284,8 +284,13 @@ $t->becomes("SELECT count(*) FROM pg_stat_activity WHERE datname = 'going' AND b
 is($t->count_in_log(qr/(?:ERROR|FATAL|PANIC):/, $position), 0, '... without an error');
 $t->sql('CREATE EXTENSION sentdm; SELECT sentdm_enable()', 'going');
 is($t->sql('SELECT count(*) FROM sentdm.messages', 'going'), 0, 'made anew it is empty');
+$t->faults({ action => 'latency', ms => 500 });
+$before = $t->summary->{requests};
+send_one('', 'going');
+wait_until { $t->summary->{requests} > $before } 'a request is under way';
+$t->sql('DROP EXTENSION sentdm; CREATE EXTENSION sentdm; SELECT sentdm_enable()', 'going');
 $id = send_one('', 'going');
-$t->all_become('accepted', "id = '$id'", '... and works', 'going');
+$t->all_become('accepted', "id = '$id'", 'made anew while a request is under way, it works', 'going');
 is($t->sql('SELECT count(*) FROM sentdm.deliveries', 'going'), 1, '... and knows nothing of what was under way before');
 $t->sql('SELECT sentdm_disable()', 'going');
 
