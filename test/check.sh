@@ -89,7 +89,7 @@ clean_up() {
 }
 
 wanted=${*:-$STAGES}
-install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev
+install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light
 find_pg_config || die "found no PostgreSQL to build for"
 choose_user
 trap clean_up EXIT

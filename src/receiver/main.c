@@ -212,6 +212,7 @@ stop(Receiver *receiver, bool drained)
 	let_answers_out();
 	receiver_listener_stop();
 	receiver_health_stop();
+	receiver_writer_free(receiver->writer);
 	receiver_queue_destroy(receiver->queue);
 	receiver_connections_free();
 	close(receiver->signal_fd);

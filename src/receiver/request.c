@@ -399,6 +399,14 @@ count(const ReceiverRequest *request, int64_t elapsed_us)
 	receiver_metrics_observe(RECEIVER_REQUEST_TIME, elapsed_us);
 }
 
+static const char *
+reason_of(const ReceiverRequest *request)
+{
+	if (request->event.refusal != RECEIVER_NOT_REFUSED)
+		return receiver_refusal_text(request->event.refusal);
+	return request->status == 0 ? "the client went away" : request->event.reason;
+}
+
 void
 receiver_request_account(const ReceiverRequest *request, bool log)
 {
@@ -416,6 +424,5 @@ receiver_request_account(const ReceiverRequest *request, bool log)
 						request->status, request->received,
 						elapsed_us / 1000, elapsed_us / 100 % 10,
 						(long long) event->event_id, event->duplicate ? "true" : "false",
-						event->refusal != RECEIVER_NOT_REFUSED ?
-						receiver_refusal_text(event->refusal) : event->reason);
+						reason_of(request));
 }

@@ -390,12 +390,15 @@ receiver_writer_stop(ReceiverWriter *writer, bool abandon)
 	/* A name server that does not answer can hold libpq for a long time. */
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += STOP_TIMEOUT_S;
-	if (pthread_timedjoin_np(writer->thread, NULL, &until) != 0)
-		return false;
+	return pthread_timedjoin_np(writer->thread, NULL, &until) == 0;
+}
+
+void
+receiver_writer_free(ReceiverWriter *writer)
+{
 	receiver_batch_free(&writer->database.batch);
 	free(writer->events);
 	free(writer);
-	return true;
 }
 
 bool

@@ -25,6 +25,9 @@ extern int64_t receiver_writer_down_since_us(ReceiverWriter *writer);
  */
 extern bool receiver_writer_stop(ReceiverWriter *writer, bool abandon);
 
+/* After it has ended, and when nobody asks any longer whether it is up. */
+extern void receiver_writer_free(ReceiverWriter *writer);
+
 /* Connect once, say on standard output what was found.  False: it would not work. */
 extern bool receiver_writer_check(const ReceiverConfig *config);
 

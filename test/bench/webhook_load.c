@@ -202,7 +202,7 @@ run(int port, int n_connections)
 		send_next(&connections[i]);
 	while (n_answered < n_events)
 	{
-		int			n = epoll_wait(epoll_fd, ready, 64, 5000);
+		int			n = epoll_wait(epoll_fd, ready, 64, 30000);
 
 		if (n == 0)
 			die("no answer for 30 s");

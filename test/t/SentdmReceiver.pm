@@ -208,7 +208,7 @@ sub signed
 	my $timestamp = $params{timestamp} || time;
 	my $id = $params{id} || $webhook_id;
 
-	return ('X-Webhook-ID' => $id, 'X-Webhook-Timestamp' => $timestamp,
+	return ('X-Webhook-ID' => $id, 'X-Webhook-Timestamp' => "$timestamp",
 		'X-Webhook-Signature' => sign($body, $timestamp, $id));
 }
 

@@ -311,7 +311,7 @@ sub stops_cleanly
 
 	ok($self->node->stop('fast'), 'the server shuts down');
 	my @trouble = grep { !/terminating background worker/ }
-	  $self->log_since(0) =~ /^.*(?:PANIC|TRAP|was terminated by signal).*$/mg;
+	  $self->log_since(0) =~ /^.*(?:(?:PANIC|TRAP):|was terminated by signal).*$/mg;
 	count_is(\@trouble, $self->{crashes} || 0, 'no process of the server crashed, except those that were killed');
 	$self->stop_standin;
 	return;
