@@ -202,18 +202,23 @@ open_connection(ReceiverDatabase *database, const char *conninfo)
 	const char *const keywords[] = {"fallback_application_name", "dbname", "client_encoding", NULL};
 	const char *const values[] = {"sentdm-receiver", conninfo[0] ? conninfo : NULL, "UTF8", NULL};
 
-	/*
-	 * Variables are what libpq asks last, so these are defaults and nothing more:
-	 * of several hosts take the primary, and do not wait long for one.
-	 */
-	setenv("PGTARGETSESSIONATTRS", "read-write", 0);
-	setenv("PGCONNECT_TIMEOUT", "5", 0);
 	database->conn = PQconnectdbParams(keywords, values, 1);
 	if (PQstatus(database->conn) == CONNECTION_OK)
 		return true;
 	snprintf(database->trouble, sizeof(database->trouble), "%s",
 			 database->conn ? PQerrorMessage(database->conn) : "out of memory");
 	return false;
+}
+
+/*
+ * Variables are what libpq asks last, so these are defaults and nothing more: of
+ * several hosts take the primary, and do not wait long for one.
+ */
+void
+receiver_database_set_defaults(void)
+{
+	setenv("PGTARGETSESSIONATTRS", "read-write", 0);
+	setenv("PGCONNECT_TIMEOUT", "5", 0);
 }
 
 bool

@@ -27,6 +27,12 @@ typedef enum ReceiverOutcome
 	RECEIVER_UNKNOWN			/* the connection was lost or took too long, and is closed */
 } ReceiverOutcome;
 
+/*
+ * Set what libpq assumes where nobody says otherwise.  Once, and before there are
+ * other threads: they read the environment, and must not see it move.
+ */
+extern void receiver_database_set_defaults(void);
+
 /* Connect and prepare; this can take seconds.  False: trouble says why. */
 extern bool receiver_database_connect(ReceiverDatabase *database, const char *conninfo,
 									  int64_t statement_timeout_us);

@@ -18,6 +18,7 @@
 
 #include "clock.h"
 #include "connection.h"
+#include "database.h"
 #include "health.h"
 #include "listener.h"
 #include "log.h"
@@ -257,6 +258,7 @@ main(int argc, char **argv)
 
 	if (!receiver_config_read(&receiver.config, argc, argv))
 		return EXIT_FAILURE;
+	receiver_database_set_defaults();
 	if (receiver.config.help)
 		receiver_config_print_help();
 	else if (receiver.config.version)
