@@ -69,10 +69,25 @@ stage_regress() {
 	}
 }
 
+# The end of what a TAP test that failed left behind: its own log, and the last one
+# of each of its servers and programs.
+show_logs() {
+	local name=$1 log
+	for log in "tmp_check/log/regress_log_$name" $(ls -t tmp_check/log/*"$name"?*.log 2>/dev/null | head -3); do
+		printf '\n==> %s\n' "$log"
+		tail -n 60 "$log" | cut -c -300
+	done
+}
+
 # test/t/SentdmTest.pm says what these tests need.
 run_tap() {
+	local name
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
-		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@"
+		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@" 2>&1 | tee "$SCRATCH/prove.log" && return
+	for name in $(sed -n 's,^test/t/\(.*\)\.pl *(Wstat: .*,\1,p' "$SCRATCH/prove.log"); do
+		show_logs "$name"
+	done
+	return 1
 }
 
 stage_tap() {

@@ -104,9 +104,9 @@ sub start
 	$self->{pid} = $pid;
 	wait_until
 	{
-		die 'the receiver ended: ' . slurp_file($self->{log}, $position) if waitpid($pid, POSIX::WNOHANG()) != 0;
+		die "the receiver ended with status $?: " . slurp_file($self->{log}, $position) if waitpid($pid, POSIX::WNOHANG()) != 0;
 		-s $self->{log}
-		  && slurp_file($self->{log}, $position) =~ m{listens on \S+?:(\d+)/\S*, health on \S+?:(\d+)}
+		  && slurp_file($self->{log}, $position) =~ m{listens on \S+?:(\d+)/\S*, health on \S+?:(\d+)\n}
 		  && (($self->{port}, $self->{health_port}) = ($1, $2))
 	}
 	'the receiver listens';
@@ -237,14 +237,12 @@ sub connect
 }
 
 # One answer: {status, headers (lower case), body}; undef when the connection ends
-# first.  What follows it is kept for the next call.
-my %left;
-
+# first.  What follows it is kept with the socket for the next call.
 sub read_answer
 {
 	my ($socket, $seconds) = @_;
 	my $deadline = Time::HiRes::time() + ($seconds || 60) * $slowness;
-	my $buffer = delete $left{$socket};
+	my $buffer = delete ${*$socket}{sentdm_left};
 
 	$buffer = '' unless defined $buffer;
 	while (1)
@@ -262,7 +260,7 @@ sub read_answer
 
 			if (length $rest >= $length)
 			{
-				$left{$socket} = substr $rest, $length;
+				${*$socket}{sentdm_left} = substr $rest, $length;
 				return { status => $status, headers => \%headers, body => substr($rest, 0, $length) };
 			}
 		}
@@ -303,6 +301,7 @@ sub get
 	my ($self, $path, $method) = @_;
 	my $socket = $self->connect($self->{health_port});
 
+	local $SIG{PIPE} = 'IGNORE';
 	print $socket request($method || 'GET', $path, [ 'Connection' => 'close' ]);
 	$socket->flush;
 	my $answer = read_answer($socket) || return (0, '', {});
