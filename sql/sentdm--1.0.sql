@@ -168,7 +168,7 @@ SELECT pg_catalog.pg_extension_config_dump('sentdm.events_id_seq', '');
 CREATE FUNCTION sentdm.worker_report(
 	OUT preloaded boolean, OUT launcher boolean, OUT enabled boolean, OUT pid integer,
 	OUT started_at timestamptz, OUT in_flight integer, OUT answered_at timestamptz,
-	OUT http_status integer, OUT error_code text, OUT clock_skew_ms bigint, OUT trouble text)
+	OUT http_status integer, OUT error_code text, OUT clock_skew_ms bigint, OUT trouble text, OUT mode text)
 RETURNS record
 AS 'MODULE_PATHNAME', 'sentdm_worker_report' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 REVOKE ALL ON FUNCTION sentdm.worker_report() FROM PUBLIC;
@@ -539,9 +539,11 @@ UNION ALL
 SELECT 'enabled', coalesce(s.enabled, false),
 	CASE WHEN s.enabled THEN format('since %s by %s', s.enabled_at, s.enabled_by) ELSE 'not enabled: run sentdm_enable()' END FROM s
 UNION ALL
-SELECT 'fence', f.reason IS NULL, coalesce(f.reason, 'this is the database that was enabled') FROM sentdm.fence() AS f(reason)
+SELECT 'fence', f.reason IS NULL, coalesce(f.reason,
+	CASE WHEN s.enabled_at IS NULL THEN 'no database was enabled yet' ELSE 'this is the database that was enabled' END)
+FROM s, sentdm.fence() AS f(reason)
 UNION ALL
-SELECT 'mode', current_setting('sentdm.mode') <> 'hold', current_setting('sentdm.mode')
+SELECT 'mode', m.mode <> 'hold', m.mode FROM r, coalesce(r.mode, current_setting('sentdm.mode')) AS m(mode)
 UNION ALL
 SELECT 'credentials', c.trouble IS NULL, coalesce(c.trouble, 'an API key is set') FROM sentdm.credentials_trouble() AS c(trouble)
 UNION ALL

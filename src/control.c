@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -107,6 +108,28 @@ read_pause(SentdmSender *sender, HeapTuple row, TupleDesc desc)
 	sender->key_hash = DatumGetInt64(SPI_getbinval(row, desc, 9, &isnull));
 }
 
+/* What a worker that starts now would take over from the catalog. */
+static int64
+hash_of_settings(void)
+{
+	static SentdmStatement fetch = {
+		.sql = "SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(setconfig::text, ' '"
+		"   ORDER BY setdatabase, setrole), 0) FROM pg_catalog.pg_db_role_setting"
+		"  WHERE setdatabase IN (0, $1) AND setrole IN (0, $2)",
+		.nargs = 2,
+		.types = {OIDOID, OIDOID}
+	};
+	Datum		values[2];
+	Datum		hash;
+	bool		isnull;
+
+	values[0] = ObjectIdGetDatum(MyDatabaseId);
+	values[1] = ObjectIdGetDatum(BOOTSTRAP_SUPERUSERID);
+	sentdm_execute(&fetch, values, NULL);
+	hash = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? 0 : DatumGetInt64(hash);
+}
+
 void
 sentdm_sender_read(SentdmSender *sender)
 {
@@ -129,6 +152,7 @@ sentdm_sender_read(SentdmSender *sender)
 		sender->fence = compare_identity(row, desc);
 		read_pause(sender, row, desc);
 	}
+	sender->settings_hash = hash_of_settings();
 	SPI_finish();
 }
 

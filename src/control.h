@@ -16,6 +16,8 @@ typedef struct SentdmSender
 								 * send; NULL: it may */
 	SentdmPause pause;
 	int64_t		probe_after_ms; /* from now; -1: only after a person acted */
+	int64_t		settings_hash;	/* of what ALTER DATABASE and ALTER ROLE say
+								 * to a process like this */
 	int64_t		key_hash;		/* of the API key that was in force when it
 								 * paused */
 } SentdmSender;

@@ -13,13 +13,9 @@
 #include "access/xact.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "commands/dbcommands.h"
-#include "commands/defrem.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "nodes/parsenodes.h"
-#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
@@ -52,20 +48,20 @@ typedef struct Pending
 	bool		control;
 	bool		enable_changed;
 	bool		enable;
+	bool		settings_changed;	/* of databases or roles */
 	int64		recipients;		/* written to by this transaction */
 } Pending;
 
-/* Recipients of open subtransactions, so that a rollback gives them back. */
-typedef struct SubtransactionCount
+/* What was pending when a subtransaction began, for its rollback to go back to. */
+typedef struct OpenSubtransaction
 {
 	SubTransactionId id;
-	int64		recipients_before;
-	struct SubtransactionCount *parent;
-} SubtransactionCount;
+	Pending		before;
+	struct OpenSubtransaction *parent;
+} OpenSubtransaction;
 
 static Pending pending;
-static SubtransactionCount *open_subtransactions = NULL;
-static ProcessUtility_hook_type previous_utility_hook = NULL;
+static OpenSubtransaction *open_subtransactions = NULL;
 
 /* At commit */
 
@@ -76,6 +72,8 @@ act_on_commit(void)
 
 	if (pending.enable_changed)
 		sentdm_slot_enable(MyDatabaseId, pending.enable);
+	if (pending.settings_changed)
+		sentdm_slots_control_all();
 	if (!pending.wake && !pending.control)
 		return;
 	slot = sentdm_slot(MyDatabaseId, false);
@@ -93,7 +91,7 @@ at_transaction_end(XactEvent event, void *arg)
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
 	if (event == XACT_EVENT_COMMIT &&
-		(pending.wake || pending.control || pending.enable_changed))
+		(pending.wake || pending.control || pending.enable_changed || pending.settings_changed))
 		act_on_commit();
 	memset(&pending, 0, sizeof(pending));
 	open_subtransactions = NULL;	/* was in the transaction's memory */
@@ -102,12 +100,12 @@ at_transaction_end(XactEvent event, void *arg)
 static void
 at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent_id, void *arg)
 {
-	SubtransactionCount *open = open_subtransactions;
+	OpenSubtransaction *open = open_subtransactions;
 
 	if (open == NULL || open->id != id)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		pending.recipients = open->recipients_before;
+		pending = open->before;
 	if (event == SUBXACT_EVENT_COMMIT_SUB && parent_id != TopSubTransactionId &&
 		(open->parent == NULL || open->parent->id != parent_id))
 		open->id = parent_id;	/* its parent can still undo it */
@@ -115,113 +113,60 @@ at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId 
 		open_subtransactions = open->parent;
 }
 
-/* The database that a command needs without anybody connected; NULL: none. */
-static const char *
-database_in_demand(Node *statement)
-{
-	ListCell   *cell;
-
-	if (IsA(statement, DropdbStmt))
-		return ((DropdbStmt *) statement)->dbname;
-	if (IsA(statement, RenameStmt) && ((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
-		return ((RenameStmt *) statement)->subname;
-	if (!IsA(statement, CreatedbStmt))
-		return NULL;
-	foreach(cell, ((CreatedbStmt *) statement)->options)
-	{
-		DefElem    *option = lfirst_node(DefElem, cell);
-
-		if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
-			return defGetString(option);
-	}
-	return NULL;
-}
-
-static void
-make_way(Node *statement)
-{
-	const char *name = database_in_demand(statement);
-	SentdmSlot *slot;
-
-	if (name == NULL)
-		return;
-	slot = sentdm_slot(get_database_oid(name, true), false);
-	if (slot != NULL && OidIsValid(slot->database))
-		sentdm_slot_ask_to_leave(slot);
-}
-
-/*
- * Two kinds of commands concern us.  A prepared transaction is committed by a
- * command of its own, often by another session, which knows nothing of its
- * messages: have the worker look.  And an idle worker must not be in the way of
- * a command that needs the database for itself.
- */
-static void
-on_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-		   ProcessUtilityContext context, ParamListInfo params,
-		   QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
-{
-	Node	   *statement = pstmt->utilityStmt;
-	bool		commit_prepared = IsA(statement, TransactionStmt) &&
-	((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED;
-	SentdmSlot *slot;
-
-	make_way(statement);
-	if (previous_utility_hook)
-		previous_utility_hook(pstmt, query, read_only_tree, context, params, environment, dest, completion);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest, completion);
-
-	if (commit_prepared && (slot = sentdm_slot(MyDatabaseId, false)) != NULL)
-		sentdm_slot_control(slot);
-}
-
 void
 sentdm_send_init(void)
 {
 	RegisterXactCallback(at_transaction_end, NULL);
 	RegisterSubXactCallback(at_subtransaction_end, NULL);
-	previous_utility_hook = ProcessUtility_hook;
-	ProcessUtility_hook = on_utility;
 }
-
-void
-sentdm_wake_at_commit(void)
-{
-	pending.wake = true;
-}
-
-void
-sentdm_control_at_commit(void)
-{
-	pending.control = true;
-}
-
-void
-sentdm_enable_at_commit(bool enabled)
-{
-	pending.enable_changed = true;
-	pending.enable = enabled;
-}
-
-/* Enqueueing */
 
 /* Remember what to go back to if this subtransaction is rolled back. */
 static void
 note_subtransaction(void)
 {
 	SubTransactionId id = GetCurrentSubTransactionId();
-	SubtransactionCount *open;
+	OpenSubtransaction *open;
 
 	if (GetCurrentTransactionNestLevel() == 1 ||
 		(open_subtransactions != NULL && open_subtransactions->id == id))
 		return;
-	open = MemoryContextAlloc(TopTransactionContext, sizeof(SubtransactionCount));
+	open = MemoryContextAlloc(TopTransactionContext, sizeof(OpenSubtransaction));
 	open->id = id;
-	open->recipients_before = pending.recipients;
+	open->before = pending;
 	open->parent = open_subtransactions;
 	open_subtransactions = open;
 }
+
+void
+sentdm_wake_at_commit(void)
+{
+	note_subtransaction();
+	pending.wake = true;
+}
+
+void
+sentdm_control_at_commit(void)
+{
+	note_subtransaction();
+	pending.control = true;
+}
+
+void
+sentdm_enable_at_commit(bool enabled)
+{
+	note_subtransaction();
+	pending.enable_changed = true;
+	pending.enable = enabled;
+}
+
+void
+sentdm_settings_at_commit(void)
+{
+	note_subtransaction();
+	pending.settings_changed = true;
+}
+
+/* Enqueueing */
 
 static void
 count_recipients(int n)

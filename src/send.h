@@ -8,7 +8,7 @@
 #include "message.h"
 #include "nodes/pg_list.h"
 
-/* Register the transaction callbacks and the utility hook; once per process. */
+/* Register the transaction callbacks; once per process. */
 extern void sentdm_send_init(void);
 
 /*
@@ -29,6 +29,12 @@ extern void sentdm_raise(const SentdmComplaint *complaint) pg_attribute_noreturn
  */
 extern void sentdm_control_at_commit(void);
 extern void sentdm_enable_at_commit(bool enabled);
+
+/*
+ * At commit of the current transaction: settings of databases or roles changed,
+ * which running workers have to look at.
+ */
+extern void sentdm_settings_at_commit(void);
 
 /* At commit of the current transaction: there is work for the worker. */
 extern void sentdm_wake_at_commit(void);

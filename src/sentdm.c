@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "commands.h"
 #include "compat.h"
 #include "launcher.h"
 #include "send.h"
@@ -216,6 +217,17 @@ sentdm_message_rate_limit(void)
 	return message_rate_limit;
 }
 
+const char *
+sentdm_mode_name(int mode)
+{
+	for (const struct config_enum_entry *option = mode_options; option->name; option++)
+	{
+		if (option->val == mode)
+			return option->name;
+	}
+	return "";
+}
+
 /*
  * Whether plain http is allowed depends on another setting, which may be read
  * later; that is checked where the URL is used.  User names are refused,
@@ -361,6 +373,7 @@ _PG_init(void)
 	MarkGUCPrefixReserved("sentdm");
 
 	sentdm_send_init();
+	sentdm_commands_init();
 	if (sentdm_preloaded)
 	{
 		sentdm_shmem_init();

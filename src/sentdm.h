@@ -41,6 +41,9 @@ extern int	sentdm_idle_timeout_ms;
 extern bool sentdm_notify;
 extern bool sentdm_log_requests;
 
+/* The name of a value of sentdm.mode; "" if it is none. */
+extern const char *sentdm_mode_name(int mode);
+
 /* True when the library was loaded by shared_preload_libraries. */
 extern bool sentdm_preloaded;
 

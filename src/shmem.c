@@ -131,6 +131,7 @@ reset_slot(SentdmSlot *slot, Oid database)
 	slot->left_cleanly = false;
 	slot->next_due = DT_NOEND;
 	memset(&slot->report, 0, sizeof(slot->report));
+	slot->report.mode = -1;
 	pg_atomic_write_u32(&slot->work, 0);
 	for (int c = 0; c < SENTDM_COUNTERS; c++)
 		pg_atomic_write_u64(&slot->counters[c], 0);
@@ -210,6 +211,18 @@ sentdm_slot_control(SentdmSlot *slot)
 }
 
 void
+sentdm_slots_control_all(void)
+{
+	if (shared == NULL)
+		return;
+	for (int i = 0; i < SENTDM_MAX_DATABASES; i++)
+	{
+		if (OidIsValid(shared->slots[i].database))
+			sentdm_slot_control(&shared->slots[i]);
+	}
+}
+
+void
 sentdm_slot_ask_to_leave(SentdmSlot *slot)
 {
 	LWLockAcquire(shared->lock, LW_SHARED);
@@ -276,6 +289,19 @@ sentdm_slot_leave(SentdmSlot *slot, bool cleanly, TimestampTz next_due)
 	}
 	LWLockRelease(shared->lock);
 	return left;
+}
+
+void
+sentdm_slot_give_up(SentdmSlot *slot, uint32 control_seen)
+{
+	bool		still;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	still = pg_atomic_read_u32(&slot->control) == control_seen;
+	if (still)
+		slot->enabled = false;
+	LWLockRelease(shared->lock);
+	(void) sentdm_slot_leave(slot, still, DT_NOEND);
 }
 
 void

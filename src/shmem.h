@@ -44,6 +44,7 @@ typedef struct SentdmWorkerReport
 	int64		clock_skew_ms;	/* Sent's clock minus ours, from its Date
 								 * headers */
 	bool		clock_known;
+	int			mode;			/* sentdm.mode of the worker; -1: none ran yet */
 	char		trouble[200];	/* why nothing is sent, or ""; no personal
 								 * data */
 } SentdmWorkerReport;
@@ -93,6 +94,9 @@ extern void sentdm_slot_wake(SentdmSlot *slot);
 /* A pause, resume or enable was committed: wake the worker to read it. */
 extern void sentdm_slot_control(SentdmSlot *slot);
 
+/* The same for all databases. */
+extern void sentdm_slots_control_all(void);
+
 /* Somebody wants the database for himself: an idle worker leaves at once. */
 extern void sentdm_slot_ask_to_leave(SentdmSlot *slot);
 
@@ -104,6 +108,12 @@ extern bool sentdm_slot_attach(SentdmSlot *slot);
  * when something was committed in the meantime, so that no wake-up is lost.
  */
 extern bool sentdm_slot_leave(SentdmSlot *slot, bool cleanly, TimestampTz next_due);
+
+/*
+ * The worker leaves because nothing is enabled here, unless that has changed
+ * since it looked (control_seen).
+ */
+extern void sentdm_slot_give_up(SentdmSlot *slot, uint32 control_seen);
 
 extern void sentdm_slot_report(SentdmSlot *slot, const SentdmWorkerReport *report);
 extern void sentdm_slot_read_report(SentdmSlot *slot, SentdmWorkerReport *report);

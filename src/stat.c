@@ -22,7 +22,7 @@ PG_FUNCTION_INFO_V1(sentdm_counters);
 PG_FUNCTION_INFO_V1(sentdm_credentials_trouble);
 PG_FUNCTION_INFO_V1(sentdm_webhook_secret_set);
 
-#define REPORT_COLUMNS 11
+#define REPORT_COLUMNS 12
 
 /* One row for the current database. */
 Datum
@@ -37,6 +37,7 @@ sentdm_worker_report(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	memset(&report, 0, sizeof(report));
+	report.mode = -1;
 	if (slot != NULL)
 		sentdm_slot_read_report(slot, &report);
 
@@ -51,6 +52,7 @@ sentdm_worker_report(PG_FUNCTION_ARGS)
 	values[8] = CStringGetTextDatum(report.error_code);
 	values[9] = Int64GetDatum(report.clock_skew_ms);
 	values[10] = CStringGetTextDatum(report.trouble);
+	values[11] = CStringGetTextDatum(sentdm_mode_name(report.mode));
 	memset(nulls, 0, sizeof(nulls));
 	nulls[3] = report.pid == 0;
 	nulls[4] = report.started_at == 0;
@@ -58,6 +60,7 @@ sentdm_worker_report(PG_FUNCTION_ARGS)
 	nulls[8] = report.error_code[0] == '\0';
 	nulls[9] = !report.clock_known;
 	nulls[10] = report.trouble[0] == '\0';
+	nulls[11] = report.mode < 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 

@@ -59,6 +59,7 @@ typedef struct Worker
 	WaitEventSet *events;
 	MemoryContext turn;			/* reset in every turn of the loop */
 	Oid			extension;		/* as it was at the start */
+	int64		settings;		/* hash of those of the catalog, at the start */
 	uint32		control_seen;
 	TimestampTz due[SENTDM_LANES];	/* look no earlier than this; DT_NOBEGIN:
 									 * now */
@@ -231,6 +232,13 @@ wanted(Worker *worker, SentdmLane lane, TimestampTz now)
 	return sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us());
 }
 
+/* Settings of the database or a role reach a process only when it starts. */
+static bool
+must_start_anew(const Worker *worker)
+{
+	return worker->account.sender.settings_hash != worker->settings;
+}
+
 static const char *
 reason_not_to_claim(Worker *worker)
 {
@@ -240,7 +248,7 @@ reason_not_to_claim(Worker *worker)
 		return "sentdm.mode is hold";
 	if (worker->backoff.delay_ms > 0)
 		return "the database cannot be written";
-	if (worker->http_outdated)
+	if (worker->http_outdated || must_start_anew(worker))
 		return "waiting for requests under the old settings";
 	return NULL;
 }
@@ -460,6 +468,7 @@ report(Worker *worker)
 	const char *reason = reason_not_to_claim(worker);
 
 	flight->report.in_flight = flight->under_way;
+	flight->report.mode = sentdm_mode;
 	if (reason != NULL)
 		strlcpy(flight->report.trouble, reason, sizeof(flight->report.trouble));
 	else if (flight->drain.pause == SENTDM_PAUSE_NONE)
@@ -492,6 +501,8 @@ notice_changes(Worker *worker)
 		sentdm_account_read_key(&worker->account);
 	if (worker->http_outdated && worker->flight.under_way == 0)
 		open_http(worker);
+	if (must_start_anew(worker) && worker->flight.under_way == 0)
+		return false;
 	return worker->account.sender.installed && worker->account.sender.enabled;
 }
 
@@ -510,7 +521,7 @@ run(Worker *worker)
 			return;
 		wait_for_something(worker);
 	}
-	/* Disabled or dropped: finish what is under way, then stay away. */
+	/* Disabled, dropped, or to start anew: finish what is under way. */
 	shut_down(worker);
 }
 
@@ -537,6 +548,7 @@ start(Worker *worker)
 	sentdm_commit();
 	worker->control_seen = pg_atomic_read_u32(&worker->slot->control);
 	read_sender(worker);
+	worker->settings = sender->settings_hash;
 	if (!sender->installed || !sender->enabled)
 		return;
 	if (sender->fence != NULL)
@@ -570,7 +582,7 @@ sentdm_worker_main(Datum arg)
 	start(&worker);
 	if (!worker.account.sender.installed || !worker.account.sender.enabled)
 	{
-		(void) sentdm_slot_leave(worker.slot, true, DT_NOEND);
+		sentdm_slot_give_up(worker.slot, worker.control_seen);
 		proc_exit(0);
 	}
 	run(&worker);

@@ -80,11 +80,28 @@ follow_hint("problem = 'paused'");
 $t->all_become('accepted', "id = '$id'", '... and its hint helps');
 
 $t->set('sentdm.mode' => 'hold');
-is(health_of('mode'), 'f|hold', 'mode hold is not well');
+$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'mode'", 'f|hold', 'mode hold is not well');
 $t->becomes("SELECT detail FROM sentdm_health() WHERE name = 'worker'", 'sentdm.mode is hold',
 	'... and the worker says so');
 $t->set('sentdm.mode' => undef);
 $t->becomes('SELECT bool_and(ok) FROM sentdm_health()', 't', '... until it is over');
+
+# The worker's mode counts, not the one of the session that asks.
+my $mode = "SET sentdm.mode = 'live'; SELECT detail FROM sentdm_health() WHERE name = 'mode'";
+$t->sql("ALTER DATABASE postgres SET sentdm.mode = 'hold'");
+$t->becomes($mode, 'hold', 'a running worker notices a mode that is set for its database');
+my $requests = $t->summary->{requests};
+$id = send_one();
+stays_true { $t->summary->{requests} == $requests } 0.3, '... and obeys it';
+$t->sql('ALTER DATABASE postgres RESET sentdm.mode');
+$t->all_become('accepted', "id = '$id'", '... and that it is reset');
+$t->sql("ALTER ROLE ALL SET sentdm.mode = 'hold'");
+$t->becomes($mode, 'hold', '... also when it is set for all roles');
+$t->sql('ALTER ROLE ALL RESET sentdm.mode');
+$t->becomes($mode, 'live', '... and reset');
+$t->sql("BEGIN; SAVEPOINT a; DROP EXTENSION sentdm; ROLLBACK TO a; COMMIT; BEGIN; SAVEPOINT a; SELECT sentdm_disable(); ROLLBACK TO a; COMMIT");
+is($t->sql("SELECT sentdm_send('" . next_number() . "', body => 'x'); SELECT enabled FROM sentdm.worker_report()") =~ /t$/, 1,
+	'what a savepoint undid has not disabled sending');
 
 $t->set('sentdm.api_key' => undef);
 is(health_of('credentials'), 'f|no API key is set', 'a missing key is not well');
@@ -234,6 +251,8 @@ is(() = $warning =~ /WARNING:  the message is queued, but sending is not enabled
 	'where sending is not enabled a session is warned, once');
 is($t->sql('SELECT problem, hint FROM sentdm.problems', 'one'), 'not enabled|SELECT sentdm_enable();',
 	'... and it is a problem');
+is($t->sql("SELECT ok, detail FROM sentdm_health() WHERE name = 'fence'", 'one'), 't|no database was enabled yet',
+	'... and there is nothing to be fenced');
 $t->sql('SELECT messaging.sentdm_enable()', 'two');
 $id = $t->sql("SET search_path = ''; SELECT messaging.sentdm_send('" . next_number() . "', body => 'x')", 'two');
 $t->all_become('accepted', "id = '$id'", 'each enabled database has a worker', 'two');
@@ -292,6 +311,13 @@ $t->sql('DROP EXTENSION sentdm; CREATE EXTENSION sentdm; SELECT sentdm_enable()'
 $id = send_one('', 'going');
 $t->all_become('accepted', "id = '$id'", 'made anew while a request is under way, it works', 'going');
 is($t->sql('SELECT count(*) FROM sentdm.deliveries', 'going'), 1, '... and knows nothing of what was under way before');
+$t->sql('DROP EXTENSION sentdm; CREATE EXTENSION sentdm', 'going');
+$warning = ($node->psql('going', $two_sends))[2];
+is(() = $warning =~ /WARNING:  the message is queued, but sending is not enabled in this database/g, 1,
+	'made anew and not enabled, a session is warned');
+$node->restart;
+$t->becomes('SELECT enabled FROM sentdm.worker_report()', 'f', '... and after a restart it is known, too', 'going');
+$t->sql('SELECT sentdm_enable()', 'going');
 $t->sql('SELECT sentdm_disable()', 'going');
 
 # Copies.  The original waits, so that all of them carry the same messages.
