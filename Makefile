@@ -23,5 +23,20 @@ include $(PGXS)
 # look the same to all.
 $(OBJS): $(wildcard src/*.h)
 
+# The same library for tests, with places to fail at: make failpoints
+FAILPOINTS = build/failpoints
+FAILPOINT_OBJS = $(patsubst src/%.c,$(FAILPOINTS)/%.o,$(shell grep -l failpoint.h src/*.c))
+
+failpoints: $(FAILPOINTS)/sentdm.so
+
+$(FAILPOINTS)/sentdm.so: $(FAILPOINT_OBJS) $(filter-out $(FAILPOINT_OBJS:$(FAILPOINTS)/%=src/%),$(OBJS))
+	$(CC) $(CFLAGS) $^ $(LDFLAGS) $(LDFLAGS_SL) -shared -o $@ $(SHLIB_LINK)
+
+$(FAILPOINT_OBJS): $(FAILPOINTS)/%.o: src/%.c $(wildcard src/*.h)
+	@mkdir -p $(FAILPOINTS)
+	$(CC) $(CFLAGS) $(CPPFLAGS) -DSENTDM_FAILPOINTS -c -o $@ $<
+
+.PHONY: failpoints
+
 # The receiver of webhooks, a program of its own: make receiver
 include src/receiver/receiver.mk

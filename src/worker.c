@@ -31,6 +31,7 @@
 #include "account.h"
 #include "clock.h"
 #include "compat.h"
+#include "failpoint.h"
 #include "flight.h"
 #include "launcher.h"
 #include "outbox.h"
@@ -179,6 +180,7 @@ settle_body(void *arg)
 	if (flight->n_outcomes > 0)
 		sentdm_outbox_settle(flight->outcomes, flight->n_outcomes);
 	sentdm_account_store_pause(&worker->account);
+	SENTDM_FAILPOINT("before-settle-commit");
 }
 
 static bool
@@ -186,9 +188,13 @@ transact(Worker *worker, void (*body) (void *))
 {
 	bool		done = sentdm_transact(&worker->backoff, body, worker);
 
-	/* Perhaps the extension is gone: look. */
 	if (!done)
+	{
+		/* Perhaps the extension is gone: look. */
 		worker->control_seen--;
+		/* What it found out about the queue is not so, either. */
+		look_at_once(worker);
+	}
 	return done;
 }
 
@@ -200,6 +206,7 @@ settle(Worker *worker)
 	if (!anything_to_settle(worker) || sentdm_backing_off(&worker->backoff) ||
 		!transact(worker, settle_body))
 		return;
+	SENTDM_FAILPOINT("after-settle-commit");
 	sentdm_account_announce_pause(&worker->account);
 	for (int i = 0; i < flight->n_outcomes; i++)
 	{
@@ -290,6 +297,8 @@ claim_body(void *arg)
 	}
 	if (exhausted)
 		note_next_due(worker, now);
+	if (worker->n_claimed > 0)
+		SENTDM_FAILPOINT("before-claim-commit");
 }
 
 /*
@@ -316,6 +325,7 @@ claim(Worker *worker)
 	worker->claimed = palloc(worker->room * sizeof(SentdmMessage *));
 	if (!transact(worker, claim_body) || worker->n_claimed == 0)
 		return;
+	SENTDM_FAILPOINT("after-claim-commit");
 	for (int i = 0; i < worker->n_claimed; i++)
 		sentdm_flight_submit(&worker->flight, worker->claimed[i]);
 
@@ -382,6 +392,8 @@ wait_for_something(Worker *worker)
 {
 	WaitEvent	event;
 
+	if (worker->flight.under_way > 0)
+		SENTDM_FAILPOINT("under-way");
 	(void) WaitEventSetWait(worker->events, time_to_wait(worker), &event, 1, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 }

@@ -83,6 +83,7 @@ show_logs() {
 run_tap() {
 	local name
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
+		SENTDM_FAILPOINT_BIN="$FAILPOINT_BIN" \
 		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@" 2>&1 | tee "$SCRATCH/prove.log" && return
 	for name in $(sed -n 's,^test/t/\(.*\)\.pl *(Wstat: .*,\1,p' "$SCRATCH/prove.log"); do
 		show_logs "$name"
@@ -91,7 +92,15 @@ run_tap() {
 }
 
 stage_tap() {
-	run_tap ${TAP_TESTS:-test/t/0[013]*.pl}
+	has_no_failpoints
+	run_tap ${TAP_TESTS:-test/t/0[0134]*.pl}
+}
+
+# What is for tests only must not be in what people install.
+has_no_failpoints() {
+	local library
+	library=$("$PG_CONFIG" --pkglibdir)/sentdm.so
+	grep -q 'sentdm.failpoint' "$SCRATCH/failpoints$library" && ! grep -q 'sentdm.failpoint' "$SCRATCH/server$library"
 }
 
 stage_receiver() {
@@ -111,6 +120,7 @@ trap clean_up EXIT
 trap 'exit 1' HUP INT TERM
 make_scratch sentdm-check
 build_private_server
+build_failpoint_server
 PG_PERL=$(dirname "$("$PG_CONFIG" --pgxs)")/../../src/test/perl
 PG_REGRESS=$(dirname "$("$PG_CONFIG" --pgxs)")/../../src/test/regress/pg_regress
 for stage in $STAGES; do

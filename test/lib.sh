@@ -13,6 +13,8 @@
 #                             who has it as home; the caller removes it
 #   build_private_server      set PG_BIN: a copy of the server with our build in
 #                             it, under SCRATCH; our sources are in SCRATCH/src
+#   build_failpoint_server    set FAILPOINT_BIN: the same server with a library
+#                             that tests can make fail
 
 SOURCE_TREE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -189,4 +191,17 @@ build_private_server() {
 		cat "$SCRATCH/build.log" >&2
 		die "the build failed"
 	}
+}
+
+# Links to the files of the first one, but for the library.
+build_failpoint_server() {
+	local library
+	library=$("$PG_CONFIG" --pkglibdir)/sentdm.so
+	FAILPOINT_BIN=$SCRATCH/failpoints$("$PG_CONFIG" --bindir)
+	as_user make -s -C "$SCRATCH/src" PG_CONFIG="$PG_CONFIG" with_llvm=no failpoints >"$SCRATCH/build.log" 2>&1 </dev/null || {
+		cat "$SCRATCH/build.log" >&2
+		die "the build with failpoints failed"
+	}
+	as_user cp -al "$SCRATCH/server" "$SCRATCH/failpoints"
+	as_user cp --remove-destination "$SCRATCH/src/build/failpoints/sentdm.so" "$SCRATCH/failpoints$library"
 }
