@@ -481,7 +481,7 @@ WHERE NOT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled);
 COMMENT ON VIEW sentdm.problems IS 'what a person must look at, with the command that helps';
 
 CREATE VIEW sentdm.stat_worker AS
-SELECT r.pid, r.started_at, r.in_flight, r.answered_at, r.http_status, r.error_code, r.clock_skew_ms, r.trouble,
+SELECT r.launcher, r.pid, r.started_at, r.in_flight, r.answered_at, r.http_status, r.error_code, r.clock_skew_ms, r.trouble,
 	c.requests, c.accepted, c.retried, c.failed, c.expired, c.uncertain, c.rate_limited, c.unreached, c.pauses, c.rescued
 FROM sentdm.worker_report() r,
 	(SELECT pg_catalog.max(value) FILTER (WHERE name = 'requests') AS requests,
@@ -496,32 +496,91 @@ FROM sentdm.worker_report() r,
 		pg_catalog.max(value) FILTER (WHERE name = 'rescued') AS rescued
 	FROM sentdm.counters()) c;
 COMMENT ON VIEW sentdm.stat_worker IS 'the worker of this database and its counters since the server started; no personal data';
+COMMENT ON COLUMN sentdm.stat_worker.launcher IS 'the launcher, which starts workers, is running';
+COMMENT ON COLUMN sentdm.stat_worker.pid IS 'process of the worker; NULL: none runs, because there is no work';
+COMMENT ON COLUMN sentdm.stat_worker.started_at IS 'when the worker was started, the last one if none runs';
+COMMENT ON COLUMN sentdm.stat_worker.in_flight IS 'requests under way';
+COMMENT ON COLUMN sentdm.stat_worker.answered_at IS 'when Sent last answered';
+COMMENT ON COLUMN sentdm.stat_worker.http_status IS 'the status of that answer';
+COMMENT ON COLUMN sentdm.stat_worker.error_code IS 'Sent''s error code in that answer';
+COMMENT ON COLUMN sentdm.stat_worker.clock_skew_ms IS 'Sent''s clock minus ours, in milliseconds';
+COMMENT ON COLUMN sentdm.stat_worker.trouble IS 'why nothing is sent; NULL: no reason';
+COMMENT ON COLUMN sentdm.stat_worker.requests IS 'requests made';
+COMMENT ON COLUMN sentdm.stat_worker.accepted IS 'requests that Sent accepted';
+COMMENT ON COLUMN sentdm.stat_worker.retried IS 'attempts that will be repeated, or split';
+COMMENT ON COLUMN sentdm.stat_worker.failed IS 'requests that Sent refused for good, or that were given up';
+COMMENT ON COLUMN sentdm.stat_worker.expired IS 'requests whose time had passed';
+COMMENT ON COLUMN sentdm.stat_worker.uncertain IS 'requests whose outcome stays unknown; a person must decide';
+COMMENT ON COLUMN sentdm.stat_worker.rate_limited IS 'answers with status 429';
+COMMENT ON COLUMN sentdm.stat_worker.unreached IS 'attempts that did not reach Sent: DNS, connect, TLS';
+COMMENT ON COLUMN sentdm.stat_worker.pauses IS 'how often the worker paused the queue itself';
+COMMENT ON COLUMN sentdm.stat_worker.rescued IS 'requests taken over from a worker that died';
 
 CREATE VIEW sentdm.stat_outbox AS
 SELECT p.priority,
-	count(o.message_id) AS queued,
-	count(o.message_id) FILTER (WHERE o.due_at <= pg_catalog.now() AND o.claimed_at IS NULL) AS due,
-	count(o.claimed_at) AS claimed,
-	count(o.message_id) FILTER (WHERE o.ambiguous_since IS NOT NULL AND o.claimed_at IS NULL) AS ambiguous,
-	coalesce(extract(epoch FROM pg_catalog.now() - min(o.due_at) FILTER (WHERE o.due_at <= pg_catalog.now())), 0) AS oldest_due_seconds
+	coalesce(o.queued, 0) AS queued,
+	coalesce(o.due, 0) AS due,
+	coalesce(o.claimed, 0) AS claimed,
+	coalesce(o.ambiguous, 0) AS ambiguous,
+	coalesce(o.oldest_due_seconds, 0) AS oldest_due_seconds
 FROM (VALUES (1, 'high'), (2, 'normal'), (3, 'bulk')) AS p(n, priority)
-LEFT JOIN sentdm.outbox o ON o.priority = p.priority
-GROUP BY p.n, p.priority ORDER BY p.n;
+-- Counted before it is joined: half the time when a million wait.
+LEFT JOIN (
+	SELECT priority,
+		count(*) AS queued,
+		count(*) FILTER (WHERE due_at <= pg_catalog.now() AND claimed_at IS NULL) AS due,
+		count(claimed_at) AS claimed,
+		count(*) FILTER (WHERE ambiguous_since IS NOT NULL AND claimed_at IS NULL) AS ambiguous,
+		extract(epoch FROM pg_catalog.now() - min(due_at) FILTER (WHERE due_at <= pg_catalog.now())) AS oldest_due_seconds
+	FROM sentdm.outbox GROUP BY priority) AS o ON o.priority = p.priority
+ORDER BY p.n;
 COMMENT ON VIEW sentdm.stat_outbox IS 'the queue by priority; no personal data';
+COMMENT ON COLUMN sentdm.stat_outbox.queued IS 'requests that still have to be made, now or later';
+COMMENT ON COLUMN sentdm.stat_outbox.due IS 'those that could be made now';
+COMMENT ON COLUMN sentdm.stat_outbox.claimed IS 'those that the worker is making';
+COMMENT ON COLUMN sentdm.stat_outbox.ambiguous IS 'those that wait after an attempt whose outcome is unknown';
+COMMENT ON COLUMN sentdm.stat_outbox.oldest_due_seconds IS 'how long the oldest one has been due; 0: none is';
 
 CREATE VIEW sentdm.stat_webhook AS
-SELECT pg_catalog.max(value) FILTER (WHERE name = 'events') AS events,
-	pg_catalog.max(value) FILTER (WHERE name = 'events_duplicate') AS duplicate,
-	pg_catalog.max(value) FILTER (WHERE name = 'events_late') AS late,
-	pg_catalog.max(value) FILTER (WHERE name = 'events_raw') AS raw,
-	pg_catalog.max(value) FILTER (WHERE name = 'events_rejected') AS rejected
-FROM sentdm.counters();
+SELECT c.events, c.duplicate, c.late, c.raw, c.rejected, c.delivered, c.undelivered,
+	(SELECT e.received_at FROM sentdm.events e ORDER BY e.id DESC LIMIT 1) AS last_event_at
+FROM (SELECT pg_catalog.max(value) FILTER (WHERE name = 'events') AS events,
+		pg_catalog.max(value) FILTER (WHERE name = 'events_duplicate') AS duplicate,
+		pg_catalog.max(value) FILTER (WHERE name = 'events_late') AS late,
+		pg_catalog.max(value) FILTER (WHERE name = 'events_raw') AS raw,
+		pg_catalog.max(value) FILTER (WHERE name = 'events_rejected') AS rejected,
+		pg_catalog.max(value) FILTER (WHERE name = 'delivered') AS delivered,
+		pg_catalog.max(value) FILTER (WHERE name = 'undelivered') AS undelivered
+	FROM sentdm.counters()) c;
 COMMENT ON VIEW sentdm.stat_webhook IS 'webhook events since the server started; no personal data';
+COMMENT ON COLUMN sentdm.stat_webhook.events IS 'authentic events, each counted once';
+COMMENT ON COLUMN sentdm.stat_webhook.duplicate IS 'events that had been received before';
+COMMENT ON COLUMN sentdm.stat_webhook.late IS 'events older than sentdm.webhook_tolerance';
+COMMENT ON COLUMN sentdm.stat_webhook.raw IS 'events that are kept as bytes, because they are not JSON';
+COMMENT ON COLUMN sentdm.stat_webhook.rejected IS 'requests that were not authentic, or not complete';
+COMMENT ON COLUMN sentdm.stat_webhook.delivered IS 'events that say that a message was delivered';
+COMMENT ON COLUMN sentdm.stat_webhook.undelivered IS 'events that say that a message will not arrive: failed, filtered, blocked, cancelled';
+COMMENT ON COLUMN sentdm.stat_webhook.last_event_at IS 'when the last event came, whenever the server started';
+
+CREATE VIEW sentdm.stat_sender AS
+SELECT coalesce(s.enabled, false) AS enabled,
+	sentdm.fence() IS NOT NULL AS fenced,
+	s.paused_at IS NOT NULL AS paused,
+	s.pause_kind,
+	s.paused_at,
+	coalesce(s.held, 0) AS held
+FROM (VALUES (1)) AS one LEFT JOIN sentdm.sender s ON true;
+COMMENT ON VIEW sentdm.stat_sender IS 'may this database send? always one row; no personal data';
+COMMENT ON COLUMN sentdm.stat_sender.enabled IS 'sentdm_enable() was called here';
+COMMENT ON COLUMN sentdm.stat_sender.fenced IS 'it is a copy of the database that was enabled, and does not send';
+COMMENT ON COLUMN sentdm.stat_sender.paused IS 'the queue is on hold, by a person or by the worker itself';
+COMMENT ON COLUMN sentdm.stat_sender.pause_kind IS 'user, or what made the worker pause: credentials, forbidden, suspended, balance, quota, certificate';
+COMMENT ON COLUMN sentdm.stat_sender.held IS 'messages from before the last sentdm_enable() that it left on hold';
 
 GRANT USAGE ON SCHEMA sentdm TO pg_monitor;
-GRANT SELECT ON sentdm.stat_worker, sentdm.stat_outbox, sentdm.stat_webhook TO pg_monitor;
+GRANT SELECT ON sentdm.stat_worker, sentdm.stat_outbox, sentdm.stat_webhook, sentdm.stat_sender TO pg_monitor;
 -- A view's functions are called with the rights of whoever reads it.
-GRANT EXECUTE ON FUNCTION sentdm.worker_report(), sentdm.counters() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION sentdm.worker_report(), sentdm.counters(), sentdm.fence() TO pg_monitor;
 
 CREATE FUNCTION sentdm_health()
 RETURNS TABLE (name text, ok boolean, detail text)
@@ -752,7 +811,7 @@ WHERE p.proname = ANY (CASE access
 	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel}'::name[]
 	WHEN 'reader' THEN '{fence}'
 	WHEN 'webhook' THEN '{sentdm_receive_webhook,sentdm_receive_webhooks}'
-	WHEN 'monitor' THEN '{worker_report,counters,sentdm_health}'
+	WHEN 'monitor' THEN '{worker_report,counters,fence,sentdm_health}'
 	WHEN 'operator' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_retry,
 		sentdm_pause,sentdm_resume,sentdm_enable,sentdm_disable,sentdm_health,sentdm_refresh,sentdm_prune,
 		sentdm_set_webhook_secret,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
@@ -761,8 +820,8 @@ UNION ALL
 SELECT format('SELECT ON sentdm.%I', v.name)
 FROM unnest(CASE access
 	WHEN 'reader' THEN '{messages,deliveries,events,inbound,status,progress,problems}'::text[]
-	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook}'
-	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,outbox,sender,stat_worker,stat_outbox,stat_webhook}' END) AS v(name)
+	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook,stat_sender}'
+	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
 UNION ALL
 SELECT 'USAGE ON SCHEMA sentdm' WHERE access IN ('reader', 'monitor', 'operator')
 $$;

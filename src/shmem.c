@@ -32,7 +32,8 @@ typedef struct SharedState
 const char *const sentdm_counter_names[SENTDM_COUNTERS] = {
 	"requests", "accepted", "retried", "failed", "expired", "uncertain",
 	"rate_limited", "unreached", "pauses", "rescued",
-	"events", "events_duplicate", "events_late", "events_raw", "events_rejected"
+	"events", "events_duplicate", "events_late", "events_raw", "events_rejected",
+	"delivered", "undelivered"
 };
 
 static SharedState *shared = NULL;

@@ -26,6 +26,9 @@ typedef struct StatusRank
  */
 #define UNKNOWN_RANK 60
 
+/* The rank of the statuses after which a message does not arrive any more. */
+#define FAILED_RANK 90
+
 static const StatusRank ranks[] = {
 	{"queued", 10},
 	{"accepted", 10},			/* older answers' words for queued */
@@ -36,10 +39,10 @@ static const StatusRank ranks[] = {
 	{"sent", 50},
 	{"delivered", 70},
 	{"read", 80},
-	{"failed", 90},
-	{"filtered", 90},
-	{"blocked", 90},
-	{"cancelled", 90},
+	{"failed", FAILED_RANK},
+	{"filtered", FAILED_RANK},
+	{"blocked", FAILED_RANK},
+	{"cancelled", FAILED_RANK},
 };
 
 /* The table's entry of a status, or NULL. */
@@ -66,6 +69,12 @@ bool
 sentdm_status_is_known(const char *status)
 {
 	return find_status(status) != NULL;
+}
+
+bool
+sentdm_status_is_failure(const char *status)
+{
+	return sentdm_rank_of_status(status) == FAILED_RANK;
 }
 
 /* sentdm.status_rank(text) */

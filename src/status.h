@@ -14,4 +14,7 @@ extern int	sentdm_rank_of_status(const char *status);
 /* Is it one of the statuses that this version has a place for? */
 extern bool sentdm_status_is_known(const char *status);
 
+/* Does it say that the message will not arrive? */
+extern bool sentdm_status_is_failure(const char *status);
+
 #endif							/* SENTDM_STATUS_H */

@@ -25,6 +25,7 @@
 #include "secret.h"
 #include "sentdm.h"
 #include "shmem.h"
+#include "status.h"
 
 PG_FUNCTION_INFO_V1(sentdm_receive_webhook);
 PG_FUNCTION_INFO_V1(sentdm_receive_webhooks);
@@ -311,6 +312,16 @@ record(Request *requests, int n, TimestampTz now)
 	sentdm_receipts_record(receipts, count);
 }
 
+/* How many messages arrive, and how many do not; NULL says nothing of that. */
+static void
+count_status(int *counts, const char *status)
+{
+	if (status == NULL)
+		return;
+	counts[SENTDM_COUNT_DELIVERED] += strcmp(status, "delivered") == 0;
+	counts[SENTDM_COUNT_UNDELIVERED] += sentdm_status_is_failure(status);
+}
+
 static void
 count_requests(const Request *requests, int n)
 {
@@ -327,12 +338,13 @@ count_requests(const Request *requests, int n)
 			counts[SENTDM_COUNT_EVENTS_DUPLICATE]++;
 		else
 		{
+			count_status(counts, receipt->event.status);
 			counts[SENTDM_COUNT_EVENTS]++;
 			counts[SENTDM_COUNT_EVENTS_LATE] += receipt->late;
 			counts[SENTDM_COUNT_EVENTS_RAW] += receipt->raw != NULL;
 		}
 	}
-	for (int c = SENTDM_COUNT_EVENTS; c <= SENTDM_COUNT_EVENTS_REJECTED; c++)
+	for (int c = SENTDM_COUNT_EVENTS; c < SENTDM_COUNTERS; c++)
 		sentdm_count(slot, c, counts[c]);
 }
 

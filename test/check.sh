@@ -113,7 +113,8 @@ clean_up() {
 }
 
 wanted=${*:-$STAGES}
-install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light
+install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light \
+	prometheus prometheus-sql-exporter
 find_pg_config || die "found no PostgreSQL to build for"
 choose_user
 trap clean_up EXIT
