@@ -83,7 +83,7 @@ show_logs() {
 run_tap() {
 	local name
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
-		SENTDM_FAILPOINT_BIN="$FAILPOINT_BIN" \
+		SENTDM_FAILPOINT_BIN="$FAILPOINT_BIN" SENTDM_NODE_MODULES="${NODE_MODULES:-}" \
 		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@" 2>&1 | tee "$SCRATCH/prove.log" && return
 	for name in $(sed -n 's,^test/t/\(.*\)\.pl *(Wstat: .*,\1,p' "$SCRATCH/prove.log"); do
 		show_logs "$name"
@@ -104,6 +104,7 @@ has_no_failpoints() {
 }
 
 stage_receiver() {
+	fetch_node_modules standardwebhooks@1.0.0 pg@8
 	as_user make -s PG_CONFIG="$PG_CONFIG" with_llvm=no receiver
 	run_tap test/t/02*.pl
 }

@@ -11,6 +11,8 @@
 #                             "${AS_USER[@]}" CMD... & leaves CMD's pid in $!
 #   make_scratch NAME         set SCRATCH: a new directory, owned by that user,
 #                             who has it as home; the caller removes it
+#   fetch_node_modules PKG... set NODE_MODULES: npm packages, under SCRATCH; false:
+#                             they cannot be had.  Tests and measurements only
 #   build_private_server      set PG_BIN: a copy of the server with our build in
 #                             it, under SCRATCH; our sources are in SCRATCH/src
 #   build_failpoint_server    set FAILPOINT_BIN: the same server with a library
@@ -158,6 +160,19 @@ make_scratch() {
 	AS_USER+=("HOME=$SCRATCH" "TMPDIR=$SCRATCH")
 	as_user test -w "$SCRATCH" || die "user $RUN_AS cannot write to $SCRATCH: set TMPDIR to a directory for all"
 	((${#SCRATCH} < 80)) || die "the name of $SCRATCH is too long for a socket: set TMPDIR to a shorter one"
+}
+
+# As the caller, who knows the way to the registry: proxy, certificates, mirror.
+fetch_node_modules() {
+	NODE_MODULES=$SCRATCH/node/node_modules
+	command -v npm >/dev/null || install_missing nodejs npm
+	mkdir -p "$SCRATCH/node"
+	npm install --prefix "$SCRATCH/node" --cache "$SCRATCH/node/cache" --no-audit --no-fund --no-update-notifier \
+		"$@" >"$SCRATCH/npm.log" 2>&1 </dev/null || {
+		tail -n 20 "$SCRATCH/npm.log" >&2
+		return 1
+	}
+	chmod -R a+rX "$SCRATCH/node"
 }
 
 # The sources as they are, without what an earlier build left there.
