@@ -87,6 +87,8 @@ CREATE TABLE sentdm.deliveries (
 	price numeric
 ) WITH (fillfactor = 85);
 CREATE INDEX deliveries_message_id ON sentdm.deliveries (message_id);
+-- Without it, a publication FOR ALL TABLES would make every update here an error.
+ALTER TABLE sentdm.deliveries REPLICA IDENTITY FULL;
 
 COMMENT ON TABLE sentdm.deliveries IS 'one row per recipient and channel, as Sent tracks it';
 COMMENT ON COLUMN sentdm.deliveries.sent_id IS 'the API''s message_id; NULL for a recipient that was refused';
@@ -147,10 +149,12 @@ CREATE TABLE sentdm.sender (
 	pause_reason text,
 	probe_at timestamptz,
 	paused_key bigint,
-	held bigint NOT NULL DEFAULT 0
+	held bigint NOT NULL DEFAULT 0,
+	copy_of text
 );
 COMMENT ON TABLE sentdm.sender IS 'who this database is, and whether it may send; at most one row; never dumped, so that a copy does not send';
 COMMENT ON COLUMN sentdm.sender.pause_kind IS 'user, or what made the worker pause: credentials, forbidden, suspended, balance, quota, certificate';
+COMMENT ON COLUMN sentdm.sender.copy_of IS 'why the worker found this to be a copy; outlives pg_upgrade, which changes the traces; sentdm_enable() clears it';
 COMMENT ON COLUMN sentdm.sender.held IS 'messages from before the last sentdm_enable() that it left on hold';
 COMMENT ON COLUMN sentdm.sender.paused_key IS 'hash of the API key, base URL and CA file at that time: a change is tried once';
 COMMENT ON COLUMN sentdm.sender.probe_at IS 'when the worker tries again by itself; NULL: only after sentdm_resume() or a changed key';
@@ -195,6 +199,21 @@ AS 'MODULE_PATHNAME', 'sentdm_fence' LANGUAGE C VOLATILE PARALLEL RESTRICTED
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 REVOKE ALL ON FUNCTION sentdm.fence() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm.fence() IS 'internal: why this database must not send; NULL: it may';
+
+CREATE FUNCTION sentdm.ignore_applied() RETURNS trigger
+AS 'MODULE_PATHNAME', 'sentdm_ignore_applied' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm.ignore_applied() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.ignore_applied() IS 'internal: leaves out what logical replication applies';
+
+CREATE TRIGGER ignore_applied BEFORE INSERT OR UPDATE OR DELETE ON sentdm.outbox
+	FOR EACH ROW EXECUTE FUNCTION sentdm.ignore_applied();
+ALTER TABLE sentdm.outbox ENABLE REPLICA TRIGGER ignore_applied;
+COMMENT ON TRIGGER ignore_applied ON sentdm.outbox IS 'a subscriber must not send what its publisher sends';
+
+CREATE TRIGGER ignore_applied BEFORE INSERT OR UPDATE OR DELETE ON sentdm.sender
+	FOR EACH ROW EXECUTE FUNCTION sentdm.ignore_applied();
+ALTER TABLE sentdm.sender ENABLE REPLICA TRIGGER ignore_applied;
+COMMENT ON TRIGGER ignore_applied ON sentdm.sender IS 'a subscriber is not its publisher';
 
 --
 -- Sending

@@ -6,7 +6,9 @@
  * than the one it is in, and that is the fence: nothing is sent until an
  * administrator enables the copy.  What must not make a difference is a failover
  * (the same cluster, promoted) and pg_upgrade (which keeps database oids, and
- * changes the system identifier and the major version together).
+ * changes the system identifier and the major version together).  The identifier
+ * alone changes when pg_createsubscriber makes a copy of a standby; and for a
+ * copy that is upgraded later, the worker notes what it found.
  */
 #include "postgres.h"
 
@@ -17,8 +19,10 @@
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "replication/logicalworker.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -38,6 +42,7 @@ PG_FUNCTION_INFO_V1(sentdm_resume);
 PG_FUNCTION_INFO_V1(sentdm_cancel);
 PG_FUNCTION_INFO_V1(sentdm_retry);
 PG_FUNCTION_INFO_V1(sentdm_fence);
+PG_FUNCTION_INFO_V1(sentdm_ignore_applied);
 
 /* What sentdm_enable() does with messages that a copy carries. */
 typedef enum Pending
@@ -47,10 +52,36 @@ typedef enum Pending
 	PENDING_DISCARD
 } Pending;
 
+/* What no restart and no changed setting can undo. */
+enum
+{
+	COPY_OF_DATABASE, COPY_OF_CLUSTER, COPY_OF_THE_PAST, COPIES
+};
+
+static const char *const copy_texts[COPIES] = {
+	"this database is a copy of another database",
+	"this database is a copy from another cluster",
+	"this database was restored to a point in time"
+};
+
 static const char *
 setting_text(const char *value)
 {
 	return value ? value : "";
+}
+
+/* What a worker noted, as a text that stays; NULL: nothing. */
+static const char *
+found_copy(const char *noted)
+{
+	if (noted == NULL)
+		return NULL;
+	for (int i = 0; i < COPIES; i++)
+	{
+		if (strcmp(noted, copy_texts[i]) == 0)
+			return copy_texts[i];
+	}
+	return "this database is a copy";
 }
 
 /* Compare the row's idea of this database with the truth. */
@@ -65,14 +96,17 @@ compare_identity(HeapTuple row, TupleDesc desc)
 	int			version = DatumGetInt32(SPI_getbinval(row, desc, 5, &isnull));
 	TimeLineID	timeline = DatumGetInt32(SPI_getbinval(row, desc, 10, &isnull));
 	bool		upgraded = PG_VERSION_NUM / 10000 > version / 10000;
+	const char *found = found_copy(SPI_getvalue(row, desc, 11));
 
+	if (found != NULL)
+		return found;
 	if (database != MyDatabaseId)
-		return "this database is a copy of another database";
+		return copy_texts[COPY_OF_DATABASE];
 	if (system_identifier != (int64) GetSystemIdentifier() && !upgraded)
-		return "this database is a copy from another cluster";
+		return copy_texts[COPY_OF_CLUSTER];
 	if (!RecoveryInProgress() && !upgraded &&
 		sentdm_recovery_made_copy(timeline, GetWALInsertionTimeLine()))
-		return "this database was restored to a point in time";
+		return copy_texts[COPY_OF_THE_PAST];
 	if (strcmp(cluster, setting_text(cluster_name)) != 0)
 		return "cluster_name differs from the one that was enabled";
 	if (strcmp(environment, setting_text(sentdm_environment)) != 0)
@@ -86,7 +120,7 @@ fetch_sender(void)
 {
 	static SentdmStatement fetch = {
 		.sql = "SELECT system_identifier, database_oid, cluster_name, environment, server_version,"
-		" enabled, pause_kind, probe_at, paused_key, timeline FROM sentdm.sender"
+		" enabled, pause_kind, probe_at, paused_key, timeline, copy_of FROM sentdm.sender"
 	};
 
 	return sentdm_execute(&fetch, NULL, NULL) > 0;
@@ -211,6 +245,24 @@ sentdm_sender_adopt(void)
 	SPI_finish();
 }
 
+void
+sentdm_sender_note_copy(const char *fence)
+{
+	static SentdmStatement note = {
+		.sql = "UPDATE sentdm.sender SET copy_of = $1 WHERE copy_of IS DISTINCT FROM $1",
+		.nargs = 1,
+		.types = {TEXTOID}
+	};
+	Datum		values[1];
+
+	if (found_copy(fence) != fence)
+		return;
+	SPI_connect();
+	values[0] = CStringGetTextDatum(fence);
+	sentdm_execute(&note, values, NULL);
+	SPI_finish();
+}
+
 /* Why this database must not send, for sentdm_health(); NULL: it may. */
 Datum
 sentdm_fence(PG_FUNCTION_ARGS)
@@ -319,7 +371,7 @@ store_identity(bool keep_pause, uint64 held)
 		" ON CONFLICT (singleton) DO UPDATE SET system_identifier = excluded.system_identifier,"
 		"  database_oid = excluded.database_oid, cluster_name = excluded.cluster_name,"
 		"  environment = excluded.environment, server_version = excluded.server_version,"
-		"  timeline = excluded.timeline, enabled = true, enabled_at = excluded.enabled_at,"
+		"  timeline = excluded.timeline, copy_of = NULL, enabled = true, enabled_at = excluded.enabled_at,"
 		"  enabled_by = excluded.enabled_by, held = excluded.held",
 		.nargs = 8,
 		.types = {INT8OID, OIDOID, TEXTOID, TEXTOID, INT4OID, INT4OID, NAMEOID, INT8OID}
@@ -514,4 +566,24 @@ sentdm_retry(PG_FUNCTION_ARGS)
 	if (reopened)
 		sentdm_wake_at_commit();
 	PG_RETURN_BOOL(reopened);
+}
+
+/*
+ * Logical replication applies rows of another database.  A place in its queue,
+ * applied here, would be sent here too; and it has an identity of its own.  What
+ * a trigger of the user does with applied rows is what the user wants.
+ */
+Datum
+sentdm_ignore_applied(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("sentdm.ignore_applied() was not called by a trigger")));
+	if (IsLogicalWorker() && DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) == 1)
+		PG_RETURN_POINTER(NULL);
+	PG_RETURN_POINTER(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+					  trigger->tg_newtuple : trigger->tg_trigtuple);
 }

@@ -32,6 +32,12 @@ extern void sentdm_sender_read(SentdmSender *sender);
 extern void sentdm_sender_adopt(void);
 
 /*
+ * There is a fence: if it says that this database is a copy, keep that in mind,
+ * as pg_upgrade changes what tells it.
+ */
+extern void sentdm_sender_note_copy(const char *fence);
+
+/*
  * Store a pause that the worker makes, unless a person paused already.
  * probe_after_ms: -1: only after a person acted.  key_hash tells a later worker
  * whether the key has changed since.

@@ -564,10 +564,15 @@ start(Worker *worker)
 	if (!sender->installed || !sender->enabled)
 		return;
 	if (sender->fence != NULL)
+	{
+		sentdm_begin();
+		sentdm_sender_note_copy(sender->fence);
+		sentdm_commit();
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("sentdm sends nothing from this database: %s", sender->fence),
 				 errhint("If this database is to send, run SELECT sentdm_enable() in it.")));
+	}
 	else
 		take_over(worker);
 	open_http(worker);
