@@ -6,8 +6,9 @@
  * same headers as the worker's; answers are read and thrown away.  No database,
  * no JSON, no promise.
  *
- *		client URL IN_FLIGHT < requests
+ *		client URL IN_FLIGHT [CA_FILE] < requests
  *
+ * With https it speaks HTTP/2 on as few connections as it can, as the worker does.
  * A line of the input is an Idempotency-Key, a tab and a body.  All is read
  * before the clock starts; the result is one line of JSON.
  */
@@ -145,7 +146,7 @@ start(CURL *easy)
 }
 
 static CURL *
-make_handle(const char *url)
+make_handle(const char *url, const char *ca_file)
 {
 	CURL	   *easy = curl_easy_init();
 
@@ -154,6 +155,12 @@ make_handle(const char *url)
 	curl_easy_setopt(easy, CURLOPT_PROXY, "");
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 30000L);
+	if (ca_file != NULL)
+	{
+		curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
+		curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
+	}
 	return easy;
 }
 
@@ -186,13 +193,13 @@ take_answers(void)
 }
 
 static void
-run(const char *url, size_t in_flight)
+run(const char *url, size_t in_flight, const char *ca_file)
 {
 	struct epoll_event events[EVENTS_AT_ONCE];
 	int			running;
 
 	while (n_started < in_flight && n_started < n_requests)
-		start(make_handle(url));
+		start(make_handle(url, ca_file));
 	while (n_accepted + n_failed < n_requests)
 	{
 		int			n = epoll_wait(epoll_fd, events, EVENTS_AT_ONCE, (int) timeout_ms);
@@ -229,9 +236,9 @@ main(int argc, char **argv)
 	struct rusage after;
 	double		began;
 
-	if (argc != 3 || atoi(argv[2]) < 1)
+	if (argc < 3 || argc > 4 || atoi(argv[2]) < 1)
 	{
-		fprintf(stderr, "usage: client URL IN_FLIGHT < requests\n");
+		fprintf(stderr, "usage: client URL IN_FLIGHT [CA_FILE] < requests\n");
 		return 2;
 	}
 	read_requests();
@@ -243,7 +250,7 @@ main(int argc, char **argv)
 	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) atoi(argv[2]));
 	getrusage(RUSAGE_SELF, &before);
 	began = monotonic();
-	run(argv[1], atoi(argv[2]));
+	run(argv[1], atoi(argv[2]), argc > 3 ? argv[3] : NULL);
 	getrusage(RUSAGE_SELF, &after);
 	printf("{\"accepted\": %zu, \"failed\": %zu, \"seconds\": %.6f, \"cpu_s\": %.6f}\n",
 		   n_accepted, n_failed, monotonic() - began,

@@ -1,14 +1,61 @@
 #!/usr/bin/env python3
 """What test/bench/run.sh calculates: percentiles, and the table at the end.
 
-    report.py latency SENT ARRIVALS                       p50 p99 of the way, p50 p99 of the commit, in ms
-    report.py table RESULTS [JSON] VERSIONS DISK LOAD     Markdown on standard output
+    report.py latency SENT ARRIVALS                   p50 p99 longest of the way, p50 p99 of the commit, in ms
+    report.py session SECONDS < pgbench's log         for each client p50 of the first and last seconds, in ms
+    report.py table RESULTS JSON VERSIONS DISK LOAD   Markdown on standard output, all values in JSON
 """
 import json
 import os
 import statistics
 import sys
 import time
+
+
+# What is to be reached: (beginning of the measurement's name, what, at least or at most, how much).
+TARGETS = [
+    ("the stand-in alone", "ours", ">=", 100000),
+    ("drain, 1 recipient a request: of bare", "ours", ">=", 20000),
+    ("drain, 1 recipient a request: of bare", "ratio", ">=", 0.3),
+    ("drain, 1 recipient a request: of the tuned", "ratio", ">=", 1),
+    ("drain, 1 recipient a request: of the SDK", "ratio", ">=", 5),
+    ("CPU per 10,000 messages: worker and database", "ours", "<", 0.45),
+    ("CPU per 10,000 messages, database included: of the tuned", "ratio", "<", 1),
+    ("memory of the worker", "ours", "<", 40),
+    ("memory of the worker over", "ratio", "<", 1.1),
+    ("50 ms latency, 64 in flight: of in-flight", "ratio", ">=", 0.95),
+    ("50 ms latency, 256 in flight: of in-flight", "ratio", ">=", 0.95),
+    ("TLS and HTTP/2, 1 recipient", "ratio", ">=", 0.3),
+    ("TLS and HTTP/2, 50 ms latency, 1024", "ours", ">=", 13000),
+    ("50 ms latency, 1024 in flight: of in-flight", "ours", ">=", 13000),
+    ("drain, 1,000 recipients", "ours", ">=", 60000),
+    ("drain with", "ratio", ">=", 0.9),
+    ("drain while a snapshot", "ratio", ">=", 0.7),
+    ("drain 10 s after the snapshot", "ratio", ">=", 0.9),
+    ("1,000,000 scheduled, 100 due: from due to arrival, longest", "ours", "<", 50),
+    ("commit to arrival, one per 3000 ms: median", "ours", "<", 0.8),
+    ("commit to arrival, one per 3000 ms: p99", "ours", "<", 3),
+    ("commit to arrival, one per 1000 ms: median", "ours", "<", 0.8),
+    ("commit to arrival, one per 1000 ms: p99", "ours", "<", 3),
+    ("commit to arrival, one per 100 ms: median", "ours", "<", 0.8),
+    ("commit to arrival, one per 100 ms: p99", "ours", "<", 3),
+    ("commit to arrival, one per 10 ms: median", "ours", "<", 0.8),
+    ("commit to arrival, one per 10 ms: p99", "ours", "<", 3),
+    ("commit to arrival, 1,000 requests hang: median", "ours", "<", 0.8),
+    ("commit to arrival, 1,000 requests hang: p99", "ours", "<", 3),
+    ("commit to arrival, the worker had left", "ours", "<", 100),
+    ("enqueue 50,000", "ratio", ">=", 0.6),
+    ("enqueue, 8 clients", "ratio", ">=", 0.85),
+    ("single sends over", "ratio", "<", 1.1),
+    ("verify_signature, v1: of pgcrypto", "ratio", ">=", 1.5),
+    ("verify_signature, hex: of pgcrypto", "ratio", ">=", 1.5),
+    ("receive_webhooks, batches", "ours", ">=", 20000),
+    ("receive_webhooks with", "ratio", ">=", 0.9),
+    ("idle, with the worker waiting: transactions", "ours", "<", 1),
+    ("idle, with the worker gone: transactions", "ours", "<", 1),
+    ("idle, with the worker waiting: CPU", "ours", "<", 0.05),
+    ("idle, with the worker gone: CPU", "ours", "<", 0.05),
+]
 
 
 def percentile(values, share):
@@ -32,8 +79,21 @@ def latency(sent_file, arrivals_file):
         commit.append((int(after) - int(before)) / 1000)
     if late:
         sys.exit("%d messages have not arrived" % late)
-    print("%.3f %.3f %.3f %.3f" % (percentile(way, 0.5), percentile(way, 0.99),
-                                   percentile(commit, 0.5), percentile(commit, 0.99)))
+    print("%.3f %.3f %.3f %.3f %.3f" % (percentile(way, 0.5), percentile(way, 0.99), max(way),
+                                        percentile(commit, 0.5), percentile(commit, 0.99)))
+
+
+def session(seconds):
+    """pgbench's log: client, transaction, latency in us, script, end in s and us."""
+    clients = {}
+    for line in sys.stdin:
+        client, _, latency_us, _, at_s, at_us = line.split()[:6]
+        clients.setdefault(client, []).append((int(at_s) + int(at_us) / 1e6, int(latency_us) / 1000))
+    for client, sends in sorted(clients.items()):
+        begin, end = min(sends)[0], max(sends)[0]
+        first = [ms for at, ms in sends if at <= begin + float(seconds)]
+        last = [ms for at, ms in sends if at >= end - float(seconds)]
+        print(client, "%.4f %.4f" % (percentile(first, 0.5), percentile(last, 0.5)))
 
 
 def read_results(results_file):
@@ -51,16 +111,28 @@ def figure(value):
     return "{:,.0f}".format(value) if abs(value) >= 100 else "{:.3g}".format(value)
 
 
+def targets_of(name, row):
+    """What is to be reached, and whether it was, by the median."""
+    words, reached = [], True
+    for beginning, what, relation, bound in TARGETS:
+        if not name.startswith(beginning) or not row["ratios" if what == "ratio" else "ours"]:
+            continue
+        value = statistics.median(row["ratios"] if what == "ratio" else row["ours"])
+        reached = reached and (value >= bound if relation == ">=" else value < bound)
+        words.append("%s%s %s" % ("ratio " if what == "ratio" else "", relation, "{:,}".format(bound)))
+    return ", ".join(words) + ("" if not words else ": met" if reached else ": **missed**")
+
+
 def cells(name, row):
     """Medians; the ratio is the median of the ratios of each round, the spread their range."""
     reference = figure(statistics.median(row["reference"])) if row["reference"] else ""
     ratios = row["ratios"]
     values = ratios or row["ours"]
-    return [name.strip() if name[0] != " " else "... " + name.strip(),
-            "%s %s" % (figure(statistics.median(row["ours"])), row["unit"]), reference,
+    return [name, "%s %s" % (figure(statistics.median(row["ours"])), row["unit"]), reference,
             "%.2f" % statistics.median(ratios) if ratios else "",
             "%s to %s" % (("%.2f" % min(values), "%.2f" % max(values)) if ratios
-                          else (figure(min(values)), figure(max(values))))]
+                          else (figure(min(values)), figure(max(values)))),
+            targets_of(name, row)]
 
 
 def processor():
@@ -70,20 +142,19 @@ def processor():
     return os.uname().machine
 
 
-def table(results_file, *rest):
-    versions, disk, load = rest[-3:]
+def table(results_file, json_file, versions, disk, load):
     rows = read_results(results_file)
     machine = "%d x %s, Linux %s, disk %s; %s; load average %s before, %.2f after" % (
         os.cpu_count(), processor(), os.uname().release, disk, versions, load, os.getloadavg()[0])
     print("%s, %s\n" % (time.strftime("%Y-%m-%d"), machine))
-    print("| measurement | ours | reference | ratio | spread |\n|---|---|---|---|---|")
+    print("| measurement | ours | reference | ratio | spread | target |\n|---|---|---|---|---|---|")
     for name, row in rows.items():
+        row["target"] = targets_of(name, row).replace("**", "")
         print("| %s |" % " | ".join(cells(name, row)))
-    if len(rest) == 4:
-        with open(rest[0], "w") as out:
-            json.dump({"machine": machine, "measured_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                       "measurements": rows}, out, indent=1)
+    with open(json_file, "w") as out:
+        json.dump({"machine": machine, "measured_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                   "measurements": rows}, out, indent=1)
 
 
 if __name__ == "__main__":
-    {"latency": latency, "table": table}[sys.argv[1]](*sys.argv[2:])
+    {"latency": latency, "session": session, "table": table}[sys.argv[1]](*sys.argv[2:])
