@@ -1,18 +1,14 @@
 # README.md is true: its SQL runs, in order, and answers what it shows there; its
-# tables name the functions, columns and settings that there are.
-#
-# A ```sql block is run by psql.  A ```text block right after it is what psql
-# prints, apart from ids.  Before a block, all that is due is sent; and if
-# <!-- wait: condition --> stands before it, webhooks are handed on until the
-# condition holds.  Blocks of other kinds are for the reader only.
+# tables name the functions, columns and settings that there are.  Blocks of other
+# kinds are for the reader only.
 use strict;
 use warnings;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
-use IPC::Run;
 use JSON::PP;
 use PostgreSQL::Test::Utils;
+use SentdmPage;
 use SentdmTest;
 use Test::More;
 
@@ -22,40 +18,13 @@ my %set_by = (sighup => 'file', superuser => 'superuser', user => 'anyone');
 # Settings that have no effect yet, and so are not described.
 my %undescribed = map { $_ => 1 } qw(sentdm.notify sentdm.refresh_after);
 
-my $readme = slurp_file(dirname(abs_path(__FILE__)) . '/../../README.md');
+my $path = dirname(abs_path(__FILE__)) . '/../../README.md';
+my $readme = slurp_file($path);
 my ($secret) = $readme =~ /sentdm_set_webhook_secret\('(whsec_[^']+)'/;
 my $t = SentdmTest->new('readme', enable => 0,
 	standin => [ '--lifecycle', 'auto', '--step-ms', '1', '--webhook-secret', $secret ]);
+my $page = SentdmPage->new($t, $path, database => 'readme', while_waiting => \&hand_on_webhooks);
 my $handed_on = 0;
-
-# The blocks of SQL: line, wait, sql, and expected when the answer is shown.
-sub blocks
-{
-	my (@blocks, $kind, $wait, $text);
-	my $line = 0;
-
-	foreach (split /\n/, $readme)
-	{
-		$line++;
-		if (defined $kind && /^```$/)
-		{
-			if ($kind eq 'sql')
-			{
-				push @blocks, { line => $line, wait => $wait, sql => $text };
-				undef $wait;
-			}
-			elsif ($kind eq 'text')
-			{
-				$blocks[-1]{expected} = $text;
-			}
-			undef $kind;
-		}
-		elsif (defined $kind) { $text .= "$_\n" }
-		elsif (/^```(\w+)$/) { ($kind, $text) = ($1, '') }
-		elsif (/^<!-- wait: (.*) -->$/) { $wait = $1 }
-	}
-	return @blocks;
-}
 
 # The rows of the table that follows a heading, as lists of cells.
 sub table
@@ -64,29 +33,6 @@ sub table
 	my ($section) = $readme =~ /^### \Q$heading\E\n(.*?)(?=^##)/ms;
 
 	return map { [ map { s/^ +| +$//gr } /[^|]+/g ] } grep { /^\| `/ } split /\n/, $section;
-}
-
-sub run_sql
-{
-	my ($sql) = @_;
-	my ($out, $error);
-	my $ok = IPC::Run::run(
-		[ 'psql', '-X', '-q', '-P', 'footer=off', '-P', 'pager=off', '-v', 'ON_ERROR_STOP=1',
-			'-d', $t->node->connstr('readme'), '-f', '-' ],
-		'<', \$sql, '>', \$out, '2>', \$error);
-
-	return ($ok, $out, $error);
-}
-
-# Ids differ from run to run; psql pads with blanks what editors strip.
-sub normalized
-{
-	my ($text) = @_;
-
-	$text =~ s/\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b/00000000-0000-0000-0000-000000000000/g;
-	$text =~ s/[ \t]+$//mg;
-	$text =~ s/\n+\z/\n/;
-	return $text;
 }
 
 # Hand the webhooks that the stand-in has made since the last time to the database.
@@ -101,24 +47,6 @@ sub hand_on_webhooks
 		  . " array_agg(e -> 'headers') AS headers FROM jsonb_array_elements(\$list\$$list\$list\$) e) AS news,"
 		  . " sentdm_receive_webhooks(bodies, headers)", 'readme') if @{ $news->{events} };
 	$handed_on = $news->{next};
-	return;
-}
-
-sub is_true
-{
-	my ($condition) = @_;
-
-	return $t->sql("SELECT $condition", 'readme') eq 't';
-}
-
-sub prepare
-{
-	my ($block) = @_;
-
-	return unless is_true("to_regclass('sentdm.outbox') IS NOT NULL");
-	wait_until { is_true('NOT EXISTS (SELECT FROM sentdm.outbox WHERE due_at <= now())') } 'the queue is empty';
-	return unless $block->{wait};
-	wait_until { hand_on_webhooks(); is_true($block->{wait}) } $block->{wait};
 	return;
 }
 
@@ -188,14 +116,7 @@ check_functions();
 check_relations();
 check_settings();
 
-foreach my $block (blocks())
-{
-	prepare($block);
-	my ($ok, $out, $error) = run_sql($block->{sql});
-
-	ok($ok, "the SQL that ends in line $block->{line} runs") or BAIL_OUT($error);
-	is(normalized($out), normalized($block->{expected}), "and answers what is shown") if defined $block->{expected};
-}
+$page->works;
 is($t->summary->{max_effects_per_key}, 1, 'nothing was sent twice');
 $t->stops_cleanly;
 
