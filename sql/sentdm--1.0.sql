@@ -121,6 +121,34 @@ COMMENT ON COLUMN sentdm.events.duplicates IS 'how often the same event came aga
 COMMENT ON COLUMN sentdm.events.late IS 'older than sentdm.webhook_tolerance when it arrived';
 COMMENT ON COLUMN sentdm.events.dedupe_key IS 'hash of the signed content that tells this event from others';
 
+CREATE TABLE sentdm.templates (
+	id text PRIMARY KEY,
+	name text NOT NULL,
+	status text,
+	category text,
+	language text,
+	channels text[] NOT NULL,
+	variables text[] NOT NULL,
+	synced_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX templates_name ON sentdm.templates (name);
+
+COMMENT ON TABLE sentdm.templates IS 'the account''s templates, as of the last sentdm_sync_templates()';
+COMMENT ON COLUMN sentdm.templates.id IS 'Sent''s id, in lower case';
+COMMENT ON COLUMN sentdm.templates.variables IS 'names that parameters must give a value to';
+
+-- A row stays when somebody opts in again: an older event may still come.
+CREATE TABLE sentdm.optouts (
+	phone text COLLATE "C" PRIMARY KEY,
+	opted_out boolean NOT NULL DEFAULT true,
+	since timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	source text NOT NULL DEFAULT 'manual'
+);
+COMMENT ON TABLE sentdm.optouts IS 'who does not want messages, learned from webhooks, contacts and sentdm_opt_out()';
+COMMENT ON COLUMN sentdm.optouts.opted_out IS 'false: wants them again';
+COMMENT ON COLUMN sentdm.optouts.since IS 'when that was said';
+COMMENT ON COLUMN sentdm.optouts.source IS 'the webhook event that said it; contacts or manual otherwise';
+
 CREATE TABLE sentdm.webhook_secrets (
 	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	webhook_id uuid,
@@ -163,6 +191,7 @@ COMMENT ON COLUMN sentdm.sender.probe_at IS 'when the worker tries again by itse
 SELECT pg_catalog.pg_extension_config_dump('sentdm.messages', '');
 SELECT pg_catalog.pg_extension_config_dump('sentdm.deliveries', '');
 SELECT pg_catalog.pg_extension_config_dump('sentdm.events', '');
+SELECT pg_catalog.pg_extension_config_dump('sentdm.optouts', '');
 SELECT pg_catalog.pg_extension_config_dump('sentdm.events_id_seq', '');
 
 --
@@ -740,6 +769,79 @@ END $$;
 REVOKE ALL ON FUNCTION sentdm_lookup(text) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_lookup(text) IS 'what is known about a phone number: valid, line type, carrier';
 
+CREATE FUNCTION sentdm_sync_templates() RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	-- Ask first and write afterwards: nothing is locked while the network is waited for.
+	found CONSTANT jsonb := (SELECT coalesce(jsonb_agg(t), '[]') FROM @extschema@.sentdm_templates() t);
+BEGIN
+	LOCK TABLE sentdm.templates IN SHARE ROW EXCLUSIVE MODE;
+	DELETE FROM sentdm.templates;
+	INSERT INTO sentdm.templates (id, name, status, category, language, channels, variables)
+	SELECT DISTINCT ON (lower(t.id)) lower(t.id), t.name, t.status, t.category, t.language, t.channels, t.variables
+	FROM jsonb_to_recordset(found) AS t(id text, name text, status text, category text, language text,
+		channels text[], variables text[])
+	WHERE t.id IS NOT NULL AND t.name IS NOT NULL;
+	RETURN (SELECT count(*) FROM sentdm.templates);
+END $$;
+REVOKE ALL ON FUNCTION sentdm_sync_templates() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_sync_templates()
+IS 'fetch the account''s templates into sentdm.templates, for sentdm.check_templates; returns how many there are';
+
+CREATE FUNCTION sentdm_sync_contacts() RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	found CONSTANT jsonb := (SELECT coalesce(jsonb_agg(c), '[]') FROM @extschema@.sentdm_contacts() c);
+	changed bigint;
+BEGIN
+	-- What a person said here, or wrote to us, is not undone by a contact that was
+	-- touched since for another reason.
+	WITH contact AS (
+		SELECT DISTINCT ON (c.phone_number) c.phone_number, c.opt_out,
+			coalesce(c.updated_at, c.created_at, now()) AS since
+		FROM jsonb_to_recordset(found) AS c(phone_number text, opt_out boolean, created_at timestamptz, updated_at timestamptz)
+		WHERE c.phone_number ~ '^\+[1-9][0-9]{6,14}$' AND c.opt_out IS NOT NULL
+		ORDER BY c.phone_number, c.opt_out DESC
+	), undone AS (
+		UPDATE sentdm.optouts o SET opted_out = false, since = c.since, source = 'contacts'
+		FROM contact c WHERE o.phone = c.phone_number AND NOT c.opt_out AND o.opted_out AND c.since > o.since
+			AND o.source NOT IN ('manual', 'message.received')
+		RETURNING 1
+	), learned AS (
+		INSERT INTO sentdm.optouts AS o (phone, since, source)
+		SELECT c.phone_number, c.since, 'contacts' FROM contact c WHERE c.opt_out ORDER BY c.phone_number
+		ON CONFLICT (phone) DO UPDATE SET opted_out = true, since = excluded.since, source = excluded.source
+		WHERE NOT o.opted_out AND excluded.since > o.since
+		RETURNING 1
+	)
+	SELECT (SELECT count(*) FROM undone) + (SELECT count(*) FROM learned) INTO changed;
+	RETURN changed;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_sync_contacts() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_sync_contacts()
+IS 'learn from the account''s contacts who has opted out, into sentdm.optouts; returns how many rows changed';
+
+CREATE FUNCTION sentdm_opt_out(phone text, opted_out boolean DEFAULT true) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF phone !~ '^\+[1-9][0-9]{6,14}$' THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "phone" is not an E.164 number',
+			HINT = 'Write numbers with a plus sign and the country code, digits only, such as +14155550123.';
+	END IF;
+	INSERT INTO sentdm.optouts AS o (phone, opted_out) VALUES ($1, $2)
+	ON CONFLICT ON CONSTRAINT optouts_pkey DO UPDATE
+	SET opted_out = excluded.opted_out, since = excluded.since, source = excluded.source;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_opt_out(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_opt_out(text, boolean)
+IS 'note that somebody does not want messages, or with false wants them again; Sent is not told';
+
 CREATE FUNCTION sentdm_refresh(message_id uuid) RETURNS SETOF sentdm.deliveries
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -827,20 +929,20 @@ SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
 FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 	JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND e.extname = 'sentdm'
 WHERE p.proname = ANY (CASE access
-	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel}'::name[]
+	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_opt_out}'::name[]
 	WHEN 'reader' THEN '{fence}'
 	WHEN 'webhook' THEN '{sentdm_receive_webhook,sentdm_receive_webhooks}'
 	WHEN 'monitor' THEN '{worker_report,counters,fence,sentdm_health}'
 	WHEN 'operator' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_retry,
 		sentdm_pause,sentdm_resume,sentdm_enable,sentdm_disable,sentdm_health,sentdm_refresh,sentdm_prune,
-		sentdm_set_webhook_secret,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
+		sentdm_set_webhook_secret,sentdm_opt_out,sentdm_sync_templates,sentdm_sync_contacts,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
 		fence,worker_report,counters,api_rows}' END)
 UNION ALL
 SELECT format('SELECT ON sentdm.%I', v.name)
 FROM unnest(CASE access
-	WHEN 'reader' THEN '{messages,deliveries,events,inbound,status,progress,problems}'::text[]
+	WHEN 'reader' THEN '{messages,deliveries,events,inbound,status,progress,problems,templates}'::text[]
 	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook,stat_sender}'
-	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
+	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,optouts,templates,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
 UNION ALL
 SELECT 'USAGE ON SCHEMA sentdm' WHERE access IN ('reader', 'monitor', 'operator')
 $$;

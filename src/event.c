@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "event.h"
+#include "message.h"
 #include "status.h"
 
 #define MAX_UNSIGNED_NAME 100	/* bytes */
@@ -351,6 +352,90 @@ find_identity(const SentdmEvent *event, const Envelope *envelope, bool inbound)
 					event->status ? event->status : "", updated_at);
 }
 
+/* The text without what people put around a word, in upper case. */
+static char *
+bare_word(const char *text)
+{
+	char	   *word = asc_toupper(text, strlen(text));
+	size_t		length;
+
+	word += strspn(word, " \t\r\n\"'");
+	length = strlen(word);
+	while (length > 0 && strchr(" \t\r\n\"'.!", word[length - 1]) != NULL)
+		word[--length] = '\0';
+	return word;
+}
+
+/*
+ * What the answer of a contact says.  Only words that mean nothing else: Sent
+ * knows more of them, and tells of those by events of the contact family.
+ */
+static SentdmConsent
+consent_of_text(const char *text)
+{
+	static const char *const out[] = {
+		"STOP", "STOPALL", "STOP ALL", "UNSUBSCRIBE", "OPTOUT", "OPT OUT", "OPT-OUT"
+	};
+	char	   *word = text ? bare_word(text) : "";
+
+	for (int i = 0; i < lengthof(out); i++)
+	{
+		if (strcmp(word, out[i]) == 0)
+			return SENTDM_OPTED_OUT;
+	}
+	return strcmp(word, "START") == 0 || strcmp(word, "UNSTOP") == 0 ? SENTDM_OPTED_IN : SENTDM_CONSENT_UNKNOWN;
+}
+
+/* An event of the contact family has the resulting state, or else its name says it. */
+static SentdmConsent
+consent_of_contact(const Envelope *envelope)
+{
+	JsonbValue	value;
+
+	if (envelope->body != NULL &&
+		getKeyJsonValueFromContainer(envelope->body, "opt_out", 7, &value) != NULL &&
+		value.type == jbvBool)
+		return value.val.boolean ? SENTDM_OPTED_OUT : SENTDM_OPTED_IN;
+	if (strcmp(envelope->name, "contact.opt_out") == 0)
+		return SENTDM_OPTED_OUT;
+	return strcmp(envelope->name, "contact.opt_in") == 0 ? SENTDM_OPTED_IN : SENTDM_CONSENT_UNKNOWN;
+}
+
+/* Was the message filtered because its recipient had opted out? */
+static bool
+filtered_for_consent(const SentdmEvent *event)
+{
+	return event->status != NULL && strcmp(event->status, "filtered") == 0 && event->reason_code != NULL &&
+		(strcmp(event->reason_code, "ERR_CONSENT_BLOCKED") == 0 || strcmp(event->reason_code, "BUSINESS_004") == 0);
+}
+
+static void
+read_consent(SentdmEvent *event, const Envelope *envelope)
+{
+	const char *key = "from";
+
+	if (strncmp(envelope->name, "contact.", 8) == 0)
+		event->consent = consent_of_contact(envelope);
+	else if (strcmp(envelope->name, "message.received") == 0)
+	{
+		event->consent = consent_of_text(get_string(envelope->body, "text"));
+		key = "inbound_number";
+	}
+	else if (filtered_for_consent(event))
+	{
+		event->consent = SENTDM_OPTED_OUT;
+		event->contact = event->recipient;
+	}
+	if (event->consent == SENTDM_CONSENT_UNKNOWN)
+		return;
+	if (event->contact == NULL)
+		event->contact = get_string(envelope->body, key);
+	if (event->contact == NULL)
+		event->contact = get_string(envelope->body, key[0] == 'i' ? "from" : "phone_number");
+	if (event->contact == NULL || !sentdm_is_e164(event->contact))
+		event->consent = SENTDM_CONSENT_UNKNOWN;
+}
+
 void
 sentdm_event_read(SentdmEvent *event, Jsonb *json, const char *unsigned_name, TimestampTz now)
 {
@@ -379,6 +464,8 @@ sentdm_event_read(SentdmEvent *event, Jsonb *json, const char *unsigned_name, Ti
 			read_status(event, &envelope);
 		event->identity = find_identity(event, &envelope, inbound);
 	}
+	if (envelope.name != NULL)
+		read_consent(event, &envelope);
 
 	event->name = envelope.name;
 	if (event->name == NULL && unsigned_name != NULL && is_name(unsigned_name))

@@ -13,6 +13,14 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
+/* What an event says about whether somebody wants messages. */
+typedef enum SentdmConsent
+{
+	SENTDM_CONSENT_UNKNOWN,
+	SENTDM_OPTED_OUT,
+	SENTDM_OPTED_IN
+} SentdmConsent;
+
 /* Strings are NULL when there is nothing; memory is the caller's. */
 typedef struct SentdmEvent
 {
@@ -29,6 +37,10 @@ typedef struct SentdmEvent
 	char	   *channel;
 	char	   *reason_code;
 	char	   *reason;
+
+	/* What it says about a person. */
+	SentdmConsent consent;
+	char	   *contact;		/* E.164, unless consent is unknown */
 } SentdmEvent;
 
 /*

@@ -70,8 +70,8 @@ one_of(const char *value, const char *const *list, int n)
 	return false;
 }
 
-static bool
-is_e164(const char *number)
+bool
+sentdm_is_e164(const char *number)
 {
 	size_t		digits;
 
@@ -132,7 +132,7 @@ check_recipients(SentdmDraft *draft, SentdmComplaint *complaint)
 						"Leave out rows without a number, for example with WHERE phone IS NOT NULL.");
 	for (int i = 0; i < draft->n_recipients; i++)
 	{
-		if (!is_e164(draft->recipients[i]))
+		if (!sentdm_is_e164(draft->recipients[i]))
 			return invalid(complaint,
 						   draft->plural ? "argument \"recipients\" contains a number that is not E.164"
 						   : "argument \"recipient\" is not an E.164 number",

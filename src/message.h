@@ -33,6 +33,8 @@ typedef struct SentdmDraft
 	pg_uuid_t  *profile_id;
 	bool		sandbox;
 	Jsonb	   *extra;
+	int			opted_out;		/* so many were left out because they opted
+								 * out */
 } SentdmDraft;
 
 /* What is wrong with it; texts name the argument, never its value. */
@@ -42,6 +44,9 @@ typedef struct SentdmComplaint
 	char	   *message;
 	const char *hint;
 } SentdmComplaint;
+
+/* Is it a number as the API takes it: a plus sign and 7 to 15 digits? */
+extern bool sentdm_is_e164(const char *number);
 
 extern void sentdm_draft_init(SentdmDraft *draft);
 

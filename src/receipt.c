@@ -1,6 +1,7 @@
 /*
  * receipt.c
- *		Keep authentic events, and apply what they say to the deliveries.
+ *		Keep authentic events, and apply what they say to the deliveries and
+ *		opt-outs.
  *
  * Events come twice, late and in any order, and many receivers record them at
  * the same time.  What a delivery ends up as must not depend on any of that, nor
@@ -398,6 +399,50 @@ apply_new_statuses(SentdmReceipt **receipts, int n)
 		count = apply_turn(receipts, count);
 }
 
+/* The types of the columns of an opt-out, in their order. */
+static const Oid optout_types[] = {TEXTOID, BOOLOID, TIMESTAMPTZOID, TEXTOID};
+
+static void
+add_consent(Columns *columns, const SentdmEvent *event)
+{
+	set_text(columns, 0, event->contact);
+	set_column(columns, 1, BoolGetDatum(event->consent == SENTDM_OPTED_OUT), false);
+	set_column(columns, 2, TimestampTzGetDatum(event->occurred_at), event->occurred_at == DT_NOBEGIN);
+	set_text(columns, 3, event->name);
+	columns->nrows++;
+}
+
+/*
+ * Apply what new events say about whom to write to.  The later word wins; of two
+ * in the same second, no.
+ */
+static void
+apply_consents(SentdmReceipt **receipts, int n)
+{
+	static SentdmStatement apply = {
+		.sql = "INSERT INTO sentdm.optouts AS o (phone, opted_out, since, source)"
+		" SELECT DISTINCT ON (n.phone) n.phone, n.opted_out, coalesce(n.since, pg_catalog.now()) AS at, n.source"
+		" FROM unnest($1, $2, $3, $4) AS n(phone, opted_out, since, source)"
+		" ORDER BY n.phone, at DESC, n.opted_out DESC "
+		"ON CONFLICT (phone) DO UPDATE SET opted_out = excluded.opted_out, since = excluded.since,"
+		"  source = excluded.source "
+		"WHERE (excluded.since, excluded.opted_out) > (o.since, o.opted_out)",
+		.nargs = 4,
+		.types = {TEXTARRAYOID, BOOLARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID}
+	};
+	Columns		columns;
+
+	allocate_columns(&columns, apply.nargs, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (receipts[i]->id != 0 && !receipts[i]->duplicate &&
+			receipts[i]->event.consent != SENTDM_CONSENT_UNKNOWN)
+			add_consent(&columns, &receipts[i]->event);
+	}
+	if (columns.nrows > 0)
+		execute_columns(&apply, &columns, optout_types);
+}
+
 void
 sentdm_receipts_record(SentdmReceipt *receipts, int n)
 {
@@ -416,6 +461,7 @@ sentdm_receipts_record(SentdmReceipt *receipts, int n)
 	qsort(sorted, n, sizeof(SentdmReceipt *), compare_keys);
 	for (int stored = 0; stored < n;)
 		stored += store_events(sorted + stored, n - stored);
+	apply_consents(sorted, n);
 	apply_new_statuses(sorted, n);
 	SPI_finish();
 }

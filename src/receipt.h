@@ -33,7 +33,7 @@ extern void sentdm_receipt_set_key(SentdmReceipt *receipt, const void *payload, 
 
 /*
  * Store new events, count those that are there already, and apply the statuses
- * of the new ones.  Needs a transaction; SPI is handled inside.  Memory of the
+ * and opt-outs of the new ones.  Needs a transaction; SPI is handled inside.  Memory of the
  * current context is used.
  */
 extern void sentdm_receipts_record(SentdmReceipt *receipts, int n);

@@ -23,6 +23,7 @@
 #include "utils/uuid.h"
 
 #include "batch.h"
+#include "guard.h"
 #include "message.h"
 #include "send.h"
 #include "sentdm.h"
@@ -376,6 +377,24 @@ owner_of(Oid function)
 	return owner;
 }
 
+/* Whether nothing in the database speaks against it; with the owner's rights. */
+static bool
+pass_guard(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
+{
+	Oid			caller;
+	int			security_context;
+	bool		good;
+
+	if (!sentdm_guard_is_needed(draft))
+		return true;
+	GetUserIdAndSecContext(&caller, &security_context);
+	/* An error restores both by itself. */
+	SetUserIdAndSecContext(owner_of(function), security_context | SECURITY_LOCAL_USERID_CHANGE);
+	good = sentdm_guard(draft, complaint);
+	SetUserIdAndSecContext(caller, security_context);
+	return good;
+}
+
 List	   *
 sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 {
@@ -386,7 +405,8 @@ sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 	List	   *ids;
 
 	complaint->message = NULL;
-	if (!sentdm_draft_check(draft, GetCurrentTimestamp(), complaint))
+	if (!sentdm_draft_check(draft, GetCurrentTimestamp(), complaint) ||
+		!pass_guard(draft, function, complaint))
 		return NIL;
 	if (sentdm_mode == SENTDM_MODE_SANDBOX)
 		draft->sandbox = true;
@@ -399,7 +419,6 @@ sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 
 	GetUserIdAndSecContext(&caller, &security_context);
 	namestrcpy(&created_by, GetUserNameFromId(caller, false));
-	/* An error restores both by itself. */
 	SetUserIdAndSecContext(owner_of(function), security_context | SECURITY_LOCAL_USERID_CHANGE);
 	SPI_connect();
 	ids = store(draft, requests, &created_by);
@@ -417,6 +436,17 @@ sentdm_raise(const SentdmComplaint *complaint)
 			(errcode(complaint->sqlstate),
 			 errmsg("%s", complaint->message),
 			 complaint->hint ? errhint("%s", complaint->hint) : 0));
+}
+
+void
+sentdm_report_opted_out(const SentdmDraft *draft)
+{
+	if (draft->opted_out > 0)
+		ereport(NOTICE,
+				(errmsg_plural("%d recipient has opted out and is left out",
+							   "%d recipients have opted out and are left out",
+							   draft->opted_out, draft->opted_out),
+				 errhint("See sentdm.optouts and the setting sentdm.on_opt_out.")));
 }
 
 /* The SQL functions */
@@ -492,6 +522,9 @@ sentdm_send(PG_FUNCTION_ARGS)
 	ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
 	if (complaint.message != NULL)
 		sentdm_raise(&complaint);
+	sentdm_report_opted_out(&draft);
+	if (ids == NIL)
+		PG_RETURN_NULL();
 	PG_RETURN_UUID_P((pg_uuid_t *) linitial(ids));
 }
 
@@ -512,6 +545,7 @@ sentdm_send_many(PG_FUNCTION_ARGS)
 	ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
 	if (complaint.message != NULL)
 		sentdm_raise(&complaint);
+	sentdm_report_opted_out(&draft);
 	foreach(cell, ids)
 	{
 		Datum		value = UUIDPGetDatum((pg_uuid_t *) lfirst(cell));
@@ -572,6 +606,8 @@ sentdm_send_batch(PG_FUNCTION_ARGS)
 			continue;
 		if (sentdm_draft_from_item(&draft, &item, &complaint))
 			ids = sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
+		if (ids == NIL && complaint.message == NULL && draft.opted_out > 0)
+			complaint.message = pstrdup("skipped: the recipient has opted out");
 		put_item((ReturnSetInfo *) fcinfo->resultinfo, ++ordinal, ids, complaint.message);
 	}
 	return (Datum) 0;

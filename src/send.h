@@ -20,6 +20,9 @@ extern void sentdm_send_init(void);
  */
 extern List *sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint);
 
+/* A NOTICE when recipients were left out because they opted out; without numbers. */
+extern void sentdm_report_opted_out(const SentdmDraft *draft);
+
 /* A complaint as an error. */
 extern void sentdm_raise(const SentdmComplaint *complaint) pg_attribute_noreturn();
 

@@ -48,6 +48,13 @@ static const struct config_enum_entry mode_options[] = {
 	{NULL, 0, false}
 };
 
+static const struct config_enum_entry on_opt_out_options[] = {
+	{"skip", SENTDM_OPT_OUT_SKIP, false},
+	{"refuse", SENTDM_OPT_OUT_REFUSE, false},
+	{"send", SENTDM_OPT_OUT_SEND, false},
+	{NULL, 0, false}
+};
+
 char	   *sentdm_api_key_file;
 char	   *sentdm_base_url;
 char	   *sentdm_ca_file;
@@ -68,6 +75,8 @@ int			sentdm_retention_s;
 int			sentdm_body_retention_s;
 int			sentdm_refresh_after_s;
 int			sentdm_max_per_transaction;
+bool		sentdm_check_templates;
+int			sentdm_on_opt_out = SENTDM_OPT_OUT_SKIP;
 int			sentdm_idle_timeout_ms;
 bool		sentdm_notify;
 bool		sentdm_log_requests;
@@ -333,6 +342,14 @@ define_queue_settings(void)
 							"Most recipients that one transaction may write to.",
 							"A runaway trigger must not text a million people; SET LOCAL raises it.",
 							&sentdm_max_per_transaction, 10000, 0, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("sentdm.check_templates",
+							 "Refuse an unknown template, or a missing variable, at once.",
+							 "Templates are known since sentdm_sync_templates().",
+							 &sentdm_check_templates, false, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("sentdm.on_opt_out",
+							 "What to do about a recipient who opted out: skip, refuse or send.", NULL,
+							 &sentdm_on_opt_out, SENTDM_OPT_OUT_SKIP, on_opt_out_options, PGC_SUSET, 0,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.idle_timeout",
 							"An idle worker leaves the database after so long.", NULL,
 							&sentdm_idle_timeout_ms, 60000, 0, 86400000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);

@@ -16,6 +16,14 @@ typedef enum SentdmMode
 	SENTDM_MODE_HOLD
 }			SentdmMode;
 
+/* What becomes of a message to somebody who opted out. */
+typedef enum SentdmOnOptOut
+{
+	SENTDM_OPT_OUT_SKIP,
+	SENTDM_OPT_OUT_REFUSE,
+	SENTDM_OPT_OUT_SEND
+}			SentdmOnOptOut;
+
 /* sentdm.c: settings; times are in the unit the name says */
 extern char *sentdm_api_key_file;
 extern char *sentdm_base_url;
@@ -37,6 +45,8 @@ extern int	sentdm_retention_s;
 extern int	sentdm_body_retention_s;
 extern int	sentdm_refresh_after_s;
 extern int	sentdm_max_per_transaction;
+extern bool sentdm_check_templates;
+extern int	sentdm_on_opt_out;
 extern int	sentdm_idle_timeout_ms;
 extern bool sentdm_notify;
 extern bool sentdm_log_requests;

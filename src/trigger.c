@@ -222,5 +222,6 @@ sentdm_send_trigger(PG_FUNCTION_ARGS)
 	(void) sentdm_enqueue(&draft, fcinfo->flinfo->fn_oid, &complaint);
 	if (complaint.message != NULL)
 		sentdm_raise(&complaint);
+	sentdm_report_opted_out(&draft);
 	return PointerGetDatum(row.tuple);
 }

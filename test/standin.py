@@ -34,6 +34,7 @@ import time
 import traceback
 import types
 import uuid
+from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -79,6 +80,7 @@ DEFAULTS = {
     "one_account": False,       # all keys share one account, as after a key rotation
     "rate_limit": 0,            # requests per window; 0: none
     "rate_window_s": 60.0,
+    "clock_skew_s": 0.0,        # seconds by which the Date of answers is wrong
     "lockout_after": 10,        # wrong keys in a row until 429; 0: never
     "latency_ms": 0,            # added to every API request
     "inflight_wait": 5.0,       # seconds a duplicate waits for the first of its key
@@ -378,7 +380,8 @@ class Connection(asyncio.Protocol):
         """The answer as bytes: head and body.  `framing` replaces the Content-Length line."""
         elapsed_ms = (time.monotonic_ns() // 1000 - request.mono_us) // 1000
         lines = [f"HTTP/1.1 {answer.status} {reason_phrase(answer.status)}", f"X-Request-Id: {request.id}",
-                 f"X-Response-Time: {elapsed_ms}ms", "X-API-Version: v3"]
+                 f"X-Response-Time: {elapsed_ms}ms", "X-API-Version: v3",
+                 "Date: " + http_date(int(time.time() + self.standin.config.clock_skew_s))]
         if answer.status < 300 and "x-profile-id" in request.headers:
             lines.append("X-Profile-Id: " + request.headers["x-profile-id"])
         body = b"" if answer.status in (204, 304) else answer.body
@@ -398,6 +401,11 @@ class Connection(asyncio.Protocol):
         self.transport.write(head + body)
         if not request.keep_alive:
             self.transport.close()
+
+
+@functools.lru_cache(maxsize=2)
+def http_date(unix):
+    return formatdate(unix, usegmt=True)
 
 
 @functools.lru_cache(maxsize=None)
