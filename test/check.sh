@@ -84,6 +84,7 @@ run_tap() {
 	local name
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
 		SENTDM_FAILPOINT_BIN="$FAILPOINT_BIN" SENTDM_NODE_MODULES="${NODE_MODULES:-}" \
+		SENTDM_SOAK_SECONDS="${SENTDM_SOAK_SECONDS:-}" SEED="${SEED:-}" \
 		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@" 2>&1 | tee "$SCRATCH/prove.log" && return
 	for name in $(sed -n 's,^test/t/\(.*\)\.pl *(Wstat: .*,\1,p' "$SCRATCH/prove.log"); do
 		show_logs "$name"
