@@ -107,10 +107,11 @@ sub kill_process
 	return 1;
 }
 
-# Not before the last process of the former server is gone.
+# Not before the last process of the former server is gone; until then a failed
+# start takes the pid that is left in a file for that of a server.
 sub start_again
 {
-	wait_until { $node->start(fail_ok => 1) } 'the server starts';
+	wait_until { undef $node->{_pid}; $node->start(fail_ok => 1) } 'the server starts';
 	up();
 	return 1;
 }

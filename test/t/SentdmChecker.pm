@@ -48,8 +48,8 @@ FROM pg_stat_activity WHERE backend_type = 'sentdm worker' AND datname = current
 	AND clock_timestamp() - xact_start > interval '1 second' * %s
 SQL
 
-# database: whose messages; rate: [amount, seconds]; private: patterns that the log
-# must not have.
+# database: whose messages; rate: [amount, seconds, so much less for delays on the
+# way]; private: patterns that the log must not have; sample: 0 leaves out I8.
 sub new
 {
 	my ($class, $t, %params) = @_;
@@ -57,7 +57,7 @@ sub new
 		t => $t, database => 'postgres', private => [qr/\b1555\d{7}\b/], log_position => $t->log_position, %params }, $class;
 
 	$self->{samples} = PostgreSQL::Test::Utils::tempdir() . '/samples';
-	$self->start_sampler;
+	$self->start_sampler if !defined $self->{sample} || $self->{sample};
 	return $self;
 }
 
