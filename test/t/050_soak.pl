@@ -29,7 +29,15 @@ my $t = SentdmTest->new('soak', settings => {
 my $node = $t->node;
 my $checker = SentdmChecker->new($t, rate => [ 12000, 60, 5 ], private => [ qr/\b1555\d{7}\b/, qr/soakbody/, qr/a-key-for-tests/ ]);
 my $stop = PostgreSQL::Test::Utils::tempdir() . '/stop';
-my (%events, %total, @memory_kb);
+my (%events, %total, @memory_kb, %loading);
+
+END
+{
+	my $exit_code = $?;
+
+	kill 'TERM', -$_ foreach keys %loading;
+	$? = $exit_code;
+}
 
 # About one in seven does not commit; numbers that end in 13 are refused by Sent.
 $t->sql(<<'SQL');
@@ -131,9 +139,12 @@ my %happenings = (
 	'Sent stands still' => sub { freeze(1.2) });
 my @happenings = sort keys %happenings;
 
-# What Sent does to a part of the requests.
+# What Sent does to a part of the requests.  (503 has a code of its own, as
+# SERVICE_001 says that nothing was accepted.)
 my @faults = (
-	(map { { action => 'status', code => $_, accept => rand() < 0.5 ? JSON::PP::true : JSON::PP::false } } 408, 500, 502, 503, 504),
+	(map { { action => 'status', code => $_, error_code => 'INTERNAL_001', accept => rand() < 0.5 ? JSON::PP::true : JSON::PP::false } }
+		408, 500, 502, 503, 504),
+	{ action => 'status', code => 503 },
 	{ action => 'status', code => 409 }, { action => 'status', code => 401 }, { action => 'retry_after', value => '1' },
 	{ action => 'hang' }, { action => 'hang', accept => JSON::PP::true }, { action => 'latency', ms => 200 },
 	(map { { action => $_ } } qw(drop_before drop_after reset truncate garbage endless close_idle)),
@@ -182,6 +193,7 @@ sub start_loaders
 			  or POSIX::_exit(127);
 		}
 		push @pids, $pid;
+		$loading{$pid} = 1;
 	}
 	return @pids;
 }
@@ -194,6 +206,7 @@ sub stop_loaders
 	close $file;
 	$t->sql('UPDATE load_control SET stop = true');
 	waitpid $_, 0 foreach @pids;
+	delete @loading{@pids};
 	return;
 }
 
