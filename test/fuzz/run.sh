@@ -2,6 +2,8 @@
 # Build one fuzz target and run it for some seconds, starting from its corpus.
 #
 #   bash test/fuzz/run.sh test/fuzz/NAME_fuzz.c SECONDS
+#
+# FUZZ_KEEP names a directory for inputs that fail.
 set -eu
 cd "$(dirname "$0")/../.."
 name=$(basename "$1" _fuzz.c)
@@ -18,6 +20,7 @@ mkdir "$work/corpus"
 cp "test/fuzz/corpus/$name"/* "$work/corpus"
 "$work/$name" -max_total_time="$2" -timeout=10 -print_final_stats=1 -artifact_prefix="$work/" "$work/corpus" 2>"$work/log" || {
 	tail -40 "$work/log"
+	[[ ! ${FUZZ_KEEP:-} ]] || cp "$work"/*-* "$FUZZ_KEEP"
 	exit 1
 }
 echo "fuzz $name: $(awk '/number_of_executed_units/ {print $2}' "$work/log") executions, no finding"

@@ -20,18 +20,10 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 
+#include "check.h"
 #include "signature.h"
 
 #define SEPARATOR 0xff
-
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) \
-		{ \
-			fprintf(stderr, "line %d: %s\n", __LINE__, #condition); \
-			abort(); \
-		} \
-	} while (0)
 
 typedef struct Input
 {
@@ -80,30 +72,6 @@ read_input(Input *input, const uint8_t *data, size_t size)
 	input->content.payload = data;
 	input->content.payload_len = size;
 	return true;
-}
-
-/* Decode base64 with libcrypto; only text that it encodes back the same counts. */
-static int
-reference_base64(const char *text, size_t len, unsigned char *bytes)
-{
-	unsigned char *again = malloc(len + 4);
-	char	   *copy = malloc(len + 1);
-	int			nbytes = -1;
-
-	memcpy(copy, text, len);
-	copy[len] = '\0';
-	if (len > 0 && len % 4 == 0 && strlen(copy) == len)
-		nbytes = EVP_DecodeBlock(bytes, (unsigned char *) copy, (int) len);
-	if (nbytes > 0)
-	{
-		nbytes -= (copy[len - 1] == '=') + (copy[len - 2] == '=');
-		EVP_EncodeBlock(again, bytes, nbytes);
-		if (strcmp((char *) again, copy) != 0)
-			nbytes = -1;
-	}
-	free(copy);
-	free(again);
-	return nbytes;
 }
 
 /* The key bytes of a secret, -1 if it has none. */
