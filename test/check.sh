@@ -121,7 +121,7 @@ clean_up() {
 
 wanted=${*:-$STAGES}
 install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light \
-	prometheus prometheus-sql-exporter
+	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy
 find_pg_config || die "found no PostgreSQL to build for"
 choose_user
 trap clean_up EXIT

@@ -27,6 +27,10 @@ my %programs = (
 	python => [ 'python3', '-' ],
 	js => [ 'node', '-' ]);
 
+# What is due is sent, unless nothing is to be sent.
+my $all_sent = 'NOT EXISTS (SELECT FROM sentdm.outbox WHERE due_at <= now())'
+  . ' OR NOT EXISTS (SELECT FROM sentdm.sender WHERE enabled AND paused_at IS NULL)';
+
 # t: a SentdmTest; path: of the page.  database: where SQL is run; languages: what is
 # run besides SQL; environment: for programs; while_waiting: called now and then;
 # steps: name => code.
@@ -35,7 +39,7 @@ sub new
 	my ($class, $t, $path, %params) = @_;
 
 	return bless {
-		t => $t, text => slurp_file($path), languages => [], steps => {}, while_waiting => sub { }, %params,
+		t => $t, text => slurp_file($path), languages => [], directory => '.', steps => {}, while_waiting => sub { }, %params,
 		environment => {
 			PGHOST => $t->node->host, PGPORT => $t->node->port, PGDATABASE => $params{database},
 			PGUSER => scalar getpwuid $<, %{ $params{environment} || {} } }
@@ -89,7 +93,7 @@ sub prepare
 
 	$self->{steps}{ $block->{step} }->() if $block->{step};
 	return unless $self->is_true("to_regclass('sentdm.outbox') IS NOT NULL");
-	wait_until { $self->is_true('NOT EXISTS (SELECT FROM sentdm.outbox WHERE due_at <= now())') } 'the queue is empty';
+	wait_until { $self->is_true($all_sent) } 'the queue is empty';
 	return unless $block->{wait};
 	wait_until { $self->{while_waiting}->(); $self->is_true($block->{wait}) } $block->{wait};
 	return;
@@ -100,21 +104,23 @@ sub run
 {
 	my ($self, $block) = @_;
 	my ($out, $error) = ('', '');
+	my @run = ($programs{ $block->{language} }, '<', \$block->{code}, '>', \$out, '2>', \$error,
+		init => sub { chdir $self->{directory} or die "could not enter $self->{directory}: $!" });
 	local %ENV = (%ENV, %{ $self->{environment} });
 
 	if (!$block->{until})
 	{
-		my $ok = IPC::Run::run($programs{ $block->{language} }, '<', \$block->{code}, '>', \$out, '2>', \$error);
+		my $ok = IPC::Run::run(@run);
 
 		return ($ok, $out, $error);
 	}
-	my $run = IPC::Run::start($programs{ $block->{language} }, '<', \$block->{code}, '>', \$out, '2>', \$error);
+	my $run = IPC::Run::start(@run);
 
 	wait_until { $run->pump_nb; $out =~ /\Q$block->{until}\E/ } "the output has $block->{until}: $out$error";
 	$run->signal('INT');
 	$run->finish;
 	# What was printed before the last time is not shown.
-	$out =~ s/\A.*(?=^\S.*\(every )//ms;
+	$out =~ s/\A.*(?=^[^\n]+\(every )//ms;
 	return (1, $out, $error);
 }
 
@@ -140,7 +146,7 @@ sub works
 		$self->prepare($block);
 		my ($ok, $out, $error) = $self->run($block);
 
-		ok($ok, "the $block->{language} that ends in line $block->{line} runs") or BAIL_OUT($error);
+		ok($ok, "the $block->{language} that ends in line $block->{line} runs") or diag($error);
 		is(normalized($out), normalized($block->{expected}), 'and answers what is shown') if defined $block->{expected};
 	}
 	return;
