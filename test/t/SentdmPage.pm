@@ -146,7 +146,7 @@ sub works
 		$self->prepare($block);
 		my ($ok, $out, $error) = $self->run($block);
 
-		ok($ok, "the $block->{language} that ends in line $block->{line} runs") or diag($error);
+		ok($ok, "the $block->{language} that ends in line $block->{line} runs") or return diag($error);
 		is(normalized($out), normalized($block->{expected}), 'and answers what is shown') if defined $block->{expected};
 	}
 	return;
