@@ -25,6 +25,10 @@
 
 #define EPOCH_US			(3 * SECOND_US) /* a request is slow after one or
 											 * two of them */
+#define PACE_US				(100 * MS_US)	/* ends in one or two of them are
+											 * the pace */
+#define MIN_AHEAD			256 /* claimed ahead at most, if more than may be
+								 * in flight */
 
 #define FAILURES_TO_OPEN	5	/* in a row */
 #define BREAKER_MIN_MS		SECOND_MS
@@ -325,33 +329,33 @@ one_by_one(const SentdmDrain *drain)
 	return drain->probing || drain->pause != SENTDM_PAUSE_NONE;
 }
 
-/* Requests started in this epoch and the one before. */
+/* In the stretch of this length that we are in, and the one before. */
 static int
-recent_starts(const SentdmDrain *drain, int64_t now_us)
+recent(const SentdmTally *tally, int64_t length_us, int64_t now_us)
 {
-	switch (now_us / EPOCH_US - drain->epoch)
+	switch (now_us / length_us - tally->epoch)
 	{
 		case 0:
-			return drain->starts[0] + drain->starts[1];
+			return tally->counts[0] + tally->counts[1];
 		case 1:
-			return drain->starts[0];
+			return tally->counts[0];
 		default:
 			return 0;
 	}
 }
 
 static void
-count_start(SentdmDrain *drain, int64_t now_us)
+count_one(SentdmTally *tally, int64_t length_us, int64_t now_us)
 {
-	int64_t		epoch = now_us / EPOCH_US;
+	int64_t		epoch = now_us / length_us;
 
-	if (epoch != drain->epoch)
+	if (epoch != tally->epoch)
 	{
-		drain->starts[1] = epoch == drain->epoch + 1 ? drain->starts[0] : 0;
-		drain->starts[0] = 0;
-		drain->epoch = epoch;
+		tally->counts[1] = epoch == tally->epoch + 1 ? tally->counts[0] : 0;
+		tally->counts[0] = 0;
+		tally->epoch = epoch;
 	}
-	drain->starts[0]++;
+	tally->counts[0]++;
 }
 
 /* Requests in flight that are not slow. */
@@ -360,7 +364,7 @@ young(const SentdmDrain *drain, int64_t now_us)
 {
 	if (!drain->proven && !one_by_one(drain))
 		return drain->in_flight;
-	return (int) min64(drain->in_flight, recent_starts(drain, now_us));
+	return (int) min64(drain->in_flight, recent(&drain->starts, EPOCH_US, now_us));
 }
 
 /* Those that are not older, either. */
@@ -415,6 +419,21 @@ free_slots(const SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 		slots = min64(slots, FAILURES_TO_OPEN - drain->failures - fresh(drain, now_us));
 	slots = min64(slots, lane_share(drain->settings.max_in_flight, lane) - drain->in_flight);
 	return (int) max64(slots, 0);
+}
+
+/*
+ * How many messages to hold claimed beyond those that may start.  To claim takes
+ * a wait for the disk, during which slots become free: as many as requests ended
+ * lately will soon want a successor.  When answers are slow, or something is
+ * wrong, nothing is claimed ahead: what is claimed cannot be cancelled any more.
+ */
+static int
+ahead(const SentdmDrain *drain, int64_t now_us)
+{
+	if (one_by_one(drain) || drain->failures > 0)
+		return 0;
+	return (int) min64(recent(&drain->ends, PACE_US, now_us),
+					   max64(drain->settings.max_in_flight, MIN_AHEAD));
 }
 
 /* Stop for a while, then try one request at a time. */
@@ -484,6 +503,7 @@ learn(SentdmDrain *drain, const SentdmReply *reply, const SentdmJudgement *judge
 	drain->in_flight = (int) max64(drain->in_flight - 1, 0);
 	drain->older = (int) max64(drain->older - 1, 0);
 	drain->heard_us = now_us;
+	count_one(&drain->ends, PACE_US, now_us);
 	switch (judgement->verdict)
 	{
 		case SENTDM_ACCEPTED:
@@ -589,7 +609,6 @@ sentdm_drain_init(SentdmDrain *drain, const SentdmDrainSettings *settings,
 			.refilled_us = now_us,.emptied_us = now_us
 		},
 			.window = (int) min64(FIRST_WINDOW, settings->max_in_flight),
-			.epoch = now_us / EPOCH_US,
 			.heard_us = now_us,
 			.slowdown = 1,
 			.slowed_us = now_us,
@@ -610,15 +629,33 @@ sentdm_drain_configure(SentdmDrain *drain, const SentdmDrainSettings *settings, 
 	drain->window = (int) max64(drain->window, 1);
 }
 
+/* May nothing start, whatever else there is room for? */
+static bool
+is_shut(const SentdmDrain *drain, int64_t now_us)
+{
+	return (is_holding(drain) && now_us < drain->probe_at_us) || now_us < drain->blocked_until_us;
+}
+
 int
 sentdm_drain_quota(SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 {
 	refill_all(drain, now_us);
-	if (is_holding(drain) && now_us < drain->probe_at_us)
-		return 0;
-	if (now_us < drain->blocked_until_us)
+	if (is_shut(drain, now_us))
 		return 0;
 	return (int) min64(free_slots(drain, lane, now_us), rate_room(drain, lane, now_us));
+}
+
+/* Not before half of what is ahead was used: a claim is cheaper for many. */
+int
+sentdm_drain_claimable(SentdmDrain *drain, SentdmLane lane, int ready, int64_t now_us)
+{
+	int			slots = free_slots(drain, lane, now_us);
+	int			more = ahead(drain, now_us);
+
+	refill_all(drain, now_us);
+	if (is_shut(drain, now_us) || (ready >= slots && ready - slots > more / 2))
+		return 0;
+	return (int) max64(min64(slots + more, rate_room(drain, lane, now_us)) - ready, 0);
 }
 
 int64_t
@@ -649,7 +686,7 @@ sentdm_drain_started(SentdmDrain *drain, int recipients, int64_t now_us)
 	drain->window = window_at(drain, now_us);
 	if (is_idle(drain, now_us))
 		drain->proven = false;
-	count_start(drain, now_us);
+	count_one(&drain->starts, EPOCH_US, now_us);
 	drain->in_flight++;
 	if (is_holding(drain) && now_us >= drain->probe_at_us)
 		drain->probing = true;

@@ -52,6 +52,13 @@ typedef struct SentdmBucket
 	int64_t		emptied_us;		/* when it began to fill, from nothing */
 } SentdmBucket;
 
+/* How often something happened lately: in a stretch of time, and the one before. */
+typedef struct SentdmTally
+{
+	int64_t		epoch;			/* the stretch, numbered */
+	int			counts[2];		/* in it, and before it */
+} SentdmTally;
+
 /*
  * All that the drainer remembers between two decisions; plain data, copyable.
  *
@@ -71,9 +78,8 @@ typedef struct SentdmDrain
 								 * so far */
 	bool		proven;			/* a good answer came since the start, idling
 								 * or opening */
-	int64_t		epoch;			/* a stretch of time, numbered, ... */
-	int			starts[2];		/* ... and the requests started in it and
-								 * before it */
+	SentdmTally starts;			/* of requests */
+	SentdmTally ends;
 	int64_t		heard_us;		/* when the last request came to an end */
 	double		slowdown;		/* 1: full rate; less after a 429, recovering */
 	int64_t		slowed_us;		/* when slowdown was changed last */
@@ -110,6 +116,9 @@ typedef enum SentdmAction
 	SENTDM_DO_SEND,				/* only from sentdm_drain_admit */
 	SENTDM_DO_ACCEPT,
 	SENTDM_DO_RETRY,			/* back into the queue, due in delay_ms */
+	SENTDM_DO_RELEASE,			/* back into the queue as it was: claimed
+								 * ahead, and its turn did not come; not from
+								 * drain.c */
 	SENTDM_DO_SPLIT,			/* two halves, each under a new key, due at
 								 * once */
 	SENTDM_DO_FAIL,
@@ -144,10 +153,18 @@ extern void sentdm_drain_configure(SentdmDrain *drain, const SentdmDrainSettings
 								   int64_t now_us);
 
 /*
- * How many requests of this lane may be claimed and started now.  Counts what
- * was started, not what was claimed: start them before asking again.
+ * How many requests of this lane may be started now.  Counts what was started:
+ * start them before asking again.
  */
 extern int	sentdm_drain_quota(SentdmDrain *drain, SentdmLane lane, int64_t now_us);
+
+/*
+ * How many messages of this lane to claim now: those that may start, and, while
+ * answers come quickly, some ahead of their turn.  ready: how many are claimed
+ * and not started, of this lane and those before it.
+ */
+extern int	sentdm_drain_claimable(SentdmDrain *drain, SentdmLane lane, int ready,
+								   int64_t now_us);
 
 /*
  * When sentdm_drain_quota may give more for this lane although nothing comes

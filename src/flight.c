@@ -58,6 +58,8 @@ add_outcome(SentdmFlight *flight, SentdmMessage *message, const SentdmDecision *
 			flight->outcomes = repalloc(flight->outcomes,
 										flight->max_outcomes * sizeof(SentdmOutcome));
 	}
+	if (flight->n_outcomes == 0)
+		flight->ended_us = sentdm_clock_us();
 	outcome = &flight->outcomes[flight->n_outcomes++];
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->message = message;
@@ -87,6 +89,7 @@ count_outcome(SentdmFlight *flight, SentdmAction action)
 			sentdm_count(flight->slot, SENTDM_COUNT_UNCERTAIN, 1);
 			break;
 		case SENTDM_DO_SEND:
+		case SENTDM_DO_RELEASE:
 			break;
 	}
 }
@@ -100,7 +103,7 @@ largest_answer(const SentdmMessage *message)
 }
 
 static bool
-post(SentdmFlight *flight, const SentdmMessage *message, SentdmMessage *kept)
+post(SentdmFlight *flight, SentdmMessage *message)
 {
 	SentdmHttpRequest request;
 	char		key[80];
@@ -121,7 +124,7 @@ post(SentdmFlight *flight, const SentdmMessage *message, SentdmMessage *kept)
 	request.max_answer = largest_answer(message);
 	request.deadline_unix_us = message->expires_at == DT_NOEND ? INT64_MAX :
 		message->expires_at + UNIX_EPOCH_US;
-	request.tag = kept;
+	request.tag = message;
 	pfree(id);
 	return sentdm_http_submit(flight->http, &request);
 }
@@ -134,21 +137,18 @@ end_unsent(SentdmFlight *flight, SentdmMessage *message, const SentdmDecision *d
 	count_outcome(flight, decision->action);
 }
 
-/* libcurl has a copy of the body; an outcome needs the rest only. */
-static SentdmMessage *
-keep_message(SentdmFlight *flight, const SentdmMessage *message)
+/* An outcome needs the rest only. */
+static void
+drop_body(SentdmMessage *message)
 {
-	SentdmMessage *kept = MemoryContextAlloc(flight->memory, sizeof(SentdmMessage));
-
-	*kept = *message;
-	kept->body = NULL;
-	kept->access_hash = flight->access_hash;
-	return kept;
+	if (message->body != NULL)
+		pfree(message->body);
+	message->body = NULL;
 }
 
 /* Not even handed to libcurl: out of memory, most likely. */
 static void
-not_submitted(SentdmFlight *flight, SentdmMessage *kept, const SentdmAttempt *attempt)
+not_submitted(SentdmFlight *flight, SentdmMessage *message, const SentdmAttempt *attempt)
 {
 	SentdmReply reply;
 	SentdmDecision decision;
@@ -158,15 +158,15 @@ not_submitted(SentdmFlight *flight, SentdmMessage *kept, const SentdmAttempt *at
 	reply.retry_after_ms = -1;
 	decision = sentdm_drain_finished(&flight->drain, attempt, &reply, sentdm_clock_us(),
 									 (int64) time(NULL));
-	end_unsent(flight, kept, &decision);
+	end_unsent(flight, message, &decision);
 }
 
-void
-sentdm_flight_submit(SentdmFlight *flight, const SentdmMessage *message)
+/* Decide on a message anew, for its time may be over, and POST it if it may go. */
+static void
+start(SentdmFlight *flight, SentdmMessage *message)
 {
 	SentdmAttempt attempt = attempt_of(message, GetCurrentTimestamp());
 	SentdmDecision decision = sentdm_drain_admit(&flight->drain, &attempt);
-	SentdmMessage *kept = keep_message(flight, message);
 
 	if (message->body == NULL)
 	{
@@ -176,18 +176,106 @@ sentdm_flight_submit(SentdmFlight *flight, const SentdmMessage *message)
 	}
 	if (decision.action != SENTDM_DO_SEND)
 	{
-		end_unsent(flight, kept, &decision);
+		drop_body(message);
+		end_unsent(flight, message, &decision);
 		return;
 	}
+	message->access_hash = flight->access_hash;
 	sentdm_drain_started(&flight->drain, message->recipients, sentdm_clock_us());
-	if (!post(flight, message, kept))
+	if (!post(flight, message))
 	{
-		not_submitted(flight, kept, &attempt);
+		drop_body(message);
+		not_submitted(flight, message, &attempt);
 		return;
 	}
+	/* libcurl has a copy. */
+	drop_body(message);
 	flight->under_way++;
 	sentdm_count(flight->slot, SENTDM_COUNT_REQUESTS, 1);
 }
+
+/* Ready to start */
+
+void
+sentdm_flight_take(SentdmFlight *flight, const SentdmMessage *message)
+{
+	SentdmMessage *kept = MemoryContextAlloc(flight->memory, sizeof(SentdmMessage));
+	SentdmLane	lane = message->lane;
+
+	*kept = *message;
+	kept->next = NULL;
+	kept->taken_us = sentdm_clock_us();
+	if (message->body != NULL)
+	{
+		kept->body = MemoryContextStrdup(flight->memory, message->body);
+		flight->ready_bytes += strlen(kept->body);
+	}
+	if (flight->first_ready[lane] == NULL)
+		flight->first_ready[lane] = kept;
+	else
+		flight->last_ready[lane]->next = kept;
+	flight->last_ready[lane] = kept;
+	flight->n_ready[lane]++;
+}
+
+static SentdmMessage *
+next_ready(SentdmFlight *flight, SentdmLane lane)
+{
+	SentdmMessage *message = flight->first_ready[lane];
+
+	if (message == NULL)
+		return NULL;
+	flight->first_ready[lane] = message->next;
+	flight->n_ready[lane]--;
+	if (message->body != NULL)
+		flight->ready_bytes -= strlen(message->body);
+	return message;
+}
+
+int
+sentdm_flight_ready(const SentdmFlight *flight, SentdmLane lane)
+{
+	int			n = 0;
+
+	for (int i = 0; i <= lane; i++)
+		n += flight->n_ready[i];
+	return n;
+}
+
+int64_t
+sentdm_flight_ready_since_us(const SentdmFlight *flight)
+{
+	int64_t		since_us = INT64_MAX;
+
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		if (flight->first_ready[lane] != NULL)
+			since_us = Min(since_us, flight->first_ready[lane]->taken_us);
+	}
+	return since_us;
+}
+
+/* It was never POSTed, so the row is to look as it did before the claim. */
+void
+sentdm_flight_release(SentdmFlight *flight)
+{
+	SentdmDecision decision;
+	SentdmMessage *message;
+
+	memset(&decision, 0, sizeof(decision));
+	decision.action = SENTDM_DO_RELEASE;
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		while ((message = next_ready(flight, lane)) != NULL)
+		{
+			drop_body(message);
+			decision.ambiguous = message->ambiguous_since != 0;
+			end_unsent(flight, message, &decision);
+		}
+	}
+}
+
+/* Answers */
 
 static void
 note_answer(SentdmFlight *flight, const SentdmHttpResult *result, const SentdmAnswer *answer)
@@ -316,6 +404,7 @@ conclude(SentdmFlight *flight, const SentdmHttpResult *result)
 	outcome = add_outcome(flight, message, &decision);
 	outcome->http_status = result->http_status;
 	keep_answer(flight, &outcome->answer, &answer);
+	flight->n_sent += answer.n_sent;
 }
 
 void
@@ -330,6 +419,22 @@ sentdm_flight_collect(SentdmFlight *flight)
 		conclude(flight, result);
 		sentdm_http_free_result(result);
 	}
+}
+
+void
+sentdm_flight_start(SentdmFlight *flight)
+{
+	int			before = flight->under_way;
+
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		while (flight->n_ready[lane] > 0 &&
+			   sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us()) > 0)
+			start(flight, next_ready(flight, lane));
+	}
+	/* It is libcurl's turn now, or they would leave only after the next wait. */
+	if (flight->under_way > before)
+		sentdm_flight_collect(flight);
 }
 
 static void
@@ -348,10 +453,12 @@ sentdm_flight_settled(SentdmFlight *flight)
 	{
 		SentdmOutcome *outcome = &flight->outcomes[i];
 
-		if (outcome->message->crashes > 1 && flight->suspects > 0)
+		if (outcome->message->crashes > 1 && flight->suspects > 0 &&
+			outcome->decision.action != SENTDM_DO_RELEASE)
 			flight->suspects--;
 		free_answer(&outcome->answer);
 		pfree(outcome->message);
 	}
 	flight->n_outcomes = 0;
+	flight->n_sent = 0;
 }

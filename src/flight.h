@@ -1,7 +1,7 @@
 /*
  * flight.h
- *		The messages in a worker's hands: claimed, under way, or with an outcome
- *		that is not stored yet.
+ *		The messages in a worker's hands: claimed and ready to start, under way, or
+ *		with an outcome that is not stored yet.
  */
 #ifndef SENTDM_FLIGHT_H
 #define SENTDM_FLIGHT_H
@@ -22,10 +22,16 @@ typedef struct SentdmFlight
 	char		api_key[SENTDM_MAX_KEY];
 	int64		access_hash;	/* of the key, URL and CA file that requests
 								 * now use */
+	SentdmMessage *first_ready[SENTDM_LANES];	/* claimed, not started */
+	SentdmMessage *last_ready[SENTDM_LANES];
+	int			n_ready[SENTDM_LANES];
+	size_t		ready_bytes;	/* of their bodies */
 	int			under_way;
 	SentdmOutcome *outcomes;	/* not stored yet */
 	int			n_outcomes;
 	int			max_outcomes;
+	int			n_sent;			/* recipients in them */
+	int64_t		ended_us;		/* when the first of them ended; monotonic */
 	SentdmPause new_pause;		/* made by an answer, not stored yet */
 	int64_t		probe_after_ms; /* with it */
 	int64		paused_hash;	/* with it: access_hash of the request that
@@ -36,10 +42,25 @@ typedef struct SentdmFlight
 } SentdmFlight;
 
 /*
- * Decide on a message that was claimed durably, and POST it unless it must not
- * be.  The message is copied.
+ * Take a message that was claimed durably, to be started in its turn.  It is
+ * copied.
  */
-extern void sentdm_flight_submit(SentdmFlight *flight, const SentdmMessage *message);
+extern void sentdm_flight_take(SentdmFlight *flight, const SentdmMessage *message);
+
+/*
+ * POST as many of those ready as may start now, the lanes in their order, except
+ * what must not be sent any more: that gets an outcome.
+ */
+extern void sentdm_flight_start(SentdmFlight *flight);
+
+/* How many are ready, of this lane and those before it. */
+extern int	sentdm_flight_ready(const SentdmFlight *flight, SentdmLane lane);
+
+/* When the one that has waited longest was claimed (monotonic); INT64_MAX: none. */
+extern int64_t sentdm_flight_ready_since_us(const SentdmFlight *flight);
+
+/* Give back what is ready: each gets an outcome that says so. */
+extern void sentdm_flight_release(SentdmFlight *flight);
 
 /* Turn the answers that have come in into outcomes. */
 extern void sentdm_flight_collect(SentdmFlight *flight);

@@ -526,7 +526,6 @@ sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request)
 	block_signals(&saved);
 	started = prepare(transfer, request) &&
 		curl_multi_add_handle(http->multi, transfer->easy) == CURLM_OK;
-	arm_timer(http);
 	restore_signals(&saved);
 	if (!started)
 	{

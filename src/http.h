@@ -60,7 +60,10 @@ extern const char *sentdm_http_check_url(const char *base_url, bool insecure_htt
 /* NULL when out of memory or descriptors. */
 extern SentdmHttp *sentdm_http_create(const SentdmHttpOptions *options);
 
-/* Start a request; false when out of memory, and then nothing was sent. */
+/*
+ * Start a request; false when out of memory, and then nothing was sent.  It
+ * leaves with the next sentdm_http_run(), which must come before any wait.
+ */
 extern bool sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request);
 
 /* Readable when sentdm_http_run() has something to do. */

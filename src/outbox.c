@@ -33,11 +33,13 @@ typedef struct Columns
 	Datum	   *request_id;
 	Datum	   *due_at;
 	Datum	   *ambiguous_since;
+	Datum	   *first_tried_at;
 	bool	   *no_status;
 	bool	   *no_error_code;
 	bool	   *no_error;
 	bool	   *no_request_id;
 	bool	   *no_ambiguity;
+	bool	   *not_tried;
 	bool		parts;			/* some belong to a request that was split */
 } Columns;
 
@@ -250,11 +252,13 @@ allocate_columns(Columns *columns, int n)
 	columns->request_id = palloc(n * sizeof(Datum));
 	columns->due_at = palloc(n * sizeof(Datum));
 	columns->ambiguous_since = palloc(n * sizeof(Datum));
+	columns->first_tried_at = palloc(n * sizeof(Datum));
 	columns->no_status = palloc(n * sizeof(bool));
 	columns->no_error_code = palloc(n * sizeof(bool));
 	columns->no_error = palloc(n * sizeof(bool));
 	columns->no_request_id = palloc(n * sizeof(bool));
 	columns->no_ambiguity = palloc(n * sizeof(bool));
+	columns->not_tried = palloc(n * sizeof(bool));
 }
 
 static void
@@ -278,6 +282,8 @@ add_outcome(Columns *columns, const SentdmOutcome *outcome, TimestampTz now)
 	columns->due_at[i] = TimestampTzGetDatum(now + decision->delay_ms * 1000);
 	columns->ambiguous_since[i] = TimestampTzGetDatum(ambiguous_since);
 	columns->no_ambiguity[i] = !decision->ambiguous;
+	columns->first_tried_at[i] = TimestampTzGetDatum(message->first_tried_at);
+	columns->not_tried[i] = message->first_tried_at == 0;
 	if (message->part != 0)
 		columns->parts = true;
 }
@@ -386,6 +392,32 @@ settle_retries(Columns *c)
 	sentdm_execute(&release, values, NULL);
 }
 
+/*
+ * Messages that were claimed ahead of their turn, and it did not come: as they
+ * were before.
+ */
+static void
+settle_released(Columns *c)
+{
+	static SentdmStatement release = {
+		.sql = "UPDATE sentdm.outbox o SET claimed_at = NULL, ambiguous_since = r.ambiguous_since,"
+		"  first_tried_at = r.first_tried_at "
+		"FROM unnest($1, $2, $3, $4) AS r(id, part, ambiguous_since, first_tried_at) "
+		"WHERE o.message_id = r.id AND o.part = r.part",
+		.nargs = 4,
+		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
+	};
+	Datum		values[4];
+
+	if (c->n == 0)
+		return;
+	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
+	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
+	values[2] = sentdm_array(c->ambiguous_since, c->no_ambiguity, c->n, TIMESTAMPTZOID);
+	values[3] = sentdm_array(c->first_tried_at, c->not_tried, c->n, TIMESTAMPTZOID);
+	sentdm_execute(&release, values, NULL);
+}
+
 /* Requests that were refused because of some of their recipients: two halves. */
 static void
 settle_splits(Columns *c)
@@ -469,25 +501,36 @@ sentdm_outbox_settle(SentdmOutcome *outcomes, int n)
 {
 	Columns		ended;
 	Columns		retries;
+	Columns		released;
 	Columns		splits;
 	TimestampTz now = GetCurrentTimestamp();
 
 	SPI_connect();
 	allocate_columns(&ended, n);
 	allocate_columns(&retries, n);
+	allocate_columns(&released, n);
 	allocate_columns(&splits, n);
 	for (int i = 0; i < n; i++)
 	{
-		if (outcomes[i].decision.action == SENTDM_DO_RETRY)
-			add_outcome(&retries, &outcomes[i], now);
-		else if (outcomes[i].decision.action == SENTDM_DO_SPLIT)
-			add_outcome(&splits, &outcomes[i], now);
-		else
-			add_outcome(&ended, &outcomes[i], now);
+		switch (outcomes[i].decision.action)
+		{
+			case SENTDM_DO_RETRY:
+				add_outcome(&retries, &outcomes[i], now);
+				break;
+			case SENTDM_DO_RELEASE:
+				add_outcome(&released, &outcomes[i], now);
+				break;
+			case SENTDM_DO_SPLIT:
+				add_outcome(&splits, &outcomes[i], now);
+				break;
+			default:
+				add_outcome(&ended, &outcomes[i], now);
+		}
 	}
 	settle_deliveries(outcomes, n);
 	settle_ended(&ended);
 	settle_retries(&retries);
+	settle_released(&released);
 	settle_splits(&splits);
 	SPI_finish();
 }

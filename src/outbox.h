@@ -33,6 +33,8 @@ typedef struct SentdmMessage
 	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
 								 * more */
 	char		profile_id[40]; /* or "" */
+	int64_t		taken_us;		/* flight.c: when it was claimed; monotonic */
+	struct SentdmMessage *next; /* flight.c: of its lane, claimed after it */
 } SentdmMessage;
 
 /* What became of a claimed message; kept until it is settled. */

@@ -9,12 +9,10 @@
  * the next worker finds the claimed rows and repeats the same requests under the
  * same keys.
  *
- * One turn of the loop: read what changed, take the answers, settle, claim,
- * submit, wait.  There is one place that waits.
+ * One turn of the loop: read what changed, take the answers, start what is ready,
+ * settle and claim, start again, wait.  There is one place that waits.
  */
 #include "postgres.h"
-
-#include <limits.h>
 
 #include "commands/extension.h"
 #include "miscadmin.h"
@@ -34,7 +32,7 @@
 #include "failpoint.h"
 #include "flight.h"
 #include "launcher.h"
-#include "outbox.h"
+#include "queue.h"
 #include "sentdm.h"
 #include "shmem.h"
 #include "transact.h"
@@ -48,27 +46,20 @@
 #define SHUTDOWN_GRACE_MS 3000
 #define KEY_CHECK_MS 5000
 #define RESTING_KEY_CHECK_MS 60000
-#define LOCKED_ROW_POLL_MS 200
-#define LONGEST_WAIT_MS 3600000
+#define LONGEST_AHEAD_US 1000000	/* claimed and not started */
 
 typedef struct Worker
 {
 	SentdmFlight flight;
 	SentdmAccount account;
+	SentdmQueue queue;
 	SentdmSlot *slot;
-	SentdmBackoff backoff;
 	WaitEventSet *events;
 	MemoryContext turn;			/* reset in every turn of the loop */
-	Oid			extension;		/* as it was at the start */
 	int64		settings;		/* hash of those of the catalog, at the start */
 	uint32		control_seen;
-	TimestampTz due[SENTDM_LANES];	/* look no earlier than this; DT_NOBEGIN:
-									 * now */
 	bool		http_outdated;	/* settings changed; renew it when nothing is
 								 * under way */
-	SentdmMessage **claimed;	/* by the transaction under way */
-	int			n_claimed;
-	int			room;			/* for so many */
 	TimestampTz idle_since;		/* 0: not idle */
 } Worker;
 
@@ -84,25 +75,6 @@ take_drainer_lock(void)
 	taken = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 	sentdm_commit();
 	return taken;
-}
-
-/* This worker is the sender now: put the queue into order. */
-static void
-take_over(Worker *worker)
-{
-	int64		suspects;
-	int64		rescued;
-
-	sentdm_begin();
-	sentdm_sender_adopt();
-	rescued = sentdm_outbox_rescue(&suspects);
-	sentdm_commit();
-	worker->flight.suspects = (int) Min(suspects, INT_MAX);
-	sentdm_count(worker->slot, SENTDM_COUNT_RESCUED, rescued);
-	if (rescued > 0)
-		ereport(LOG,
-				(errmsg("sentdm worker took over %lld requests of a worker that ended early",
-						(long long) rescued)));
 }
 
 /* Settings */
@@ -122,13 +94,6 @@ open_http(Worker *worker)
 }
 
 static void
-look_at_once(Worker *worker)
-{
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-		worker->due[lane] = DT_NOBEGIN;
-}
-
-static void
 reload(Worker *worker)
 {
 	SentdmDrainSettings settings;
@@ -138,10 +103,12 @@ reload(Worker *worker)
 	sentdm_drain_configure(&worker->flight.drain, &settings, sentdm_clock_us());
 	worker->http_outdated = true;
 	sentdm_account_read_key(&worker->account);
+	/* What was claimed under another mode may not go under this one. */
+	sentdm_flight_release(&worker->flight);
 	/* Another name of the environment may be a fence. */
 	worker->control_seen--;
 	/* Another mode may have something to do at once. */
-	look_at_once(worker);
+	sentdm_queue_look(&worker->queue);
 }
 
 /* Look at sentdm.sender again: somebody paused, resumed, enabled or disabled. */
@@ -152,92 +119,13 @@ read_sender(Worker *worker)
 
 	sentdm_begin();
 	sentdm_sender_read(sender);
-	if (worker->extension != get_extension_oid("sentdm", true))
+	if (worker->queue.extension != get_extension_oid("sentdm", true))
 		sender->installed = false;
 	sentdm_commit();
 	sentdm_account_follow_sender(&worker->account);
 }
 
-/* Settling */
-
-static bool
-anything_to_settle(const Worker *worker)
-{
-	return worker->flight.n_outcomes > 0 || sentdm_account_is_unsettled(&worker->account);
-}
-
-static void
-settle_body(void *arg)
-{
-	Worker	   *worker = arg;
-	SentdmFlight *flight = &worker->flight;
-
-	/* What is lost is found out again: the same key brings the same answer. */
-	sentdm_commit_may_be_lost();
-	/* Dropped, perhaps made anew: these outcomes belong to no one any more. */
-	if (get_extension_oid("sentdm", true) != worker->extension)
-		return;
-	if (flight->n_outcomes > 0)
-		sentdm_outbox_settle(flight->outcomes, flight->n_outcomes);
-	sentdm_account_store_pause(&worker->account);
-	SENTDM_FAILPOINT("before-settle-commit");
-}
-
-static bool
-transact(Worker *worker, void (*body) (void *))
-{
-	bool		done = sentdm_transact(&worker->backoff, body, worker);
-
-	if (!done)
-	{
-		/* Perhaps the extension is gone: look. */
-		worker->control_seen--;
-		/* What it found out about the queue is not so, either. */
-		look_at_once(worker);
-	}
-	return done;
-}
-
-static void
-settle(Worker *worker)
-{
-	SentdmFlight *flight = &worker->flight;
-
-	if (!anything_to_settle(worker) || sentdm_backing_off(&worker->backoff) ||
-		!transact(worker, settle_body))
-		return;
-	SENTDM_FAILPOINT("after-settle-commit");
-	sentdm_account_announce_pause(&worker->account);
-	for (int i = 0; i < flight->n_outcomes; i++)
-	{
-		SentdmAction action = flight->outcomes[i].decision.action;
-
-		/* Retries and parts are in the queue again, perhaps due at once. */
-		if (action == SENTDM_DO_RETRY || action == SENTDM_DO_SPLIT)
-			worker->due[flight->outcomes[i].message->lane] = DT_NOBEGIN;
-	}
-	sentdm_flight_settled(flight);
-}
-
-/* Claiming */
-
-/* How many messages of a lane to claim now; 0: no use in asking. */
-static int
-wanted(Worker *worker, SentdmLane lane, TimestampTz now)
-{
-	SentdmFlight *flight = &worker->flight;
-
-	if (worker->due[lane] > now)
-		return 0;
-
-	/*
-	 * Those that may have killed the worker go alone, so that no other is
-	 * blamed.
-	 */
-	if (flight->suspects > 0)
-		return flight->under_way == 0 ? Min(sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us()), 1) : 0;
-	return sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us());
-}
+/* Sending */
 
 /* Settings of the database or a role reach a process only when it starts. */
 static bool
@@ -253,137 +141,52 @@ reason_not_to_claim(Worker *worker)
 		return worker->account.sender.fence;
 	if (sentdm_mode == SENTDM_MODE_HOLD)
 		return "sentdm.mode is hold";
-	if (worker->backoff.delay_ms > 0)
-		return "the database cannot be written";
 	if (worker->http_outdated || must_start_anew(worker))
 		return "waiting for requests under the old settings";
 	return NULL;
 }
 
-/* Where the queue was empty, remember when to look again. */
-static void
-note_next_due(Worker *worker, TimestampTz now)
-{
-	sentdm_outbox_next_due(sentdm_mode == SENTDM_MODE_SANDBOX, worker->due);
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-	{
-		/* Due, yet not claimed: locked by somebody, who may let go of it. */
-		if (worker->due[lane] <= now && worker->n_claimed == 0)
-			worker->due[lane] = TimestampTzPlusMilliseconds(now, LOCKED_ROW_POLL_MS);
-	}
-}
-
-static void
-claim_body(void *arg)
-{
-	Worker	   *worker = arg;
-	TimestampTz now = GetCurrentTimestamp();
-	bool		exhausted = false;
-
-	sentdm_require_durable_commit();
-	worker->n_claimed = 0;
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-	{
-		int			limit = Min(wanted(worker, lane, now), worker->room) - worker->n_claimed;
-		int			n;
-
-		if (limit <= 0)
-			continue;
-		n = sentdm_outbox_claim(lane, limit, sentdm_mode == SENTDM_MODE_SANDBOX,
-								worker->turn, worker->claimed + worker->n_claimed);
-		worker->n_claimed += n;
-		if (n < limit)
-			exhausted = true;
-	}
-	if (exhausted)
-		note_next_due(worker, now);
-	if (worker->n_claimed > 0)
-		SENTDM_FAILPOINT("before-claim-commit");
-}
-
 /*
- * Claim what may start now, then submit it.  In between is the commit that waits
- * for the disk: only from there on may a request leave.
+ * What is ready and does not get its turn soon is not to be kept from those who
+ * want to cancel it.
  */
-static void
-claim(Worker *worker)
+static bool
+is_ready_in_vain(Worker *worker)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	return worker->flight.drain.pause != SENTDM_PAUSE_NONE || reason_not_to_claim(worker) != NULL ||
+		sentdm_flight_ready_since_us(&worker->flight) < sentdm_clock_us() - LONGEST_AHEAD_US;
+}
 
-	/*
-	 * A failed transaction is tried again by this one, when its time has
-	 * come.
-	 */
-	if (anything_to_settle(worker) || sentdm_backing_off(&worker->backoff) ||
-		(worker->backoff.delay_ms == 0 && reason_not_to_claim(worker) != NULL))
-		return;
-	worker->room = 0;
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-		worker->room = Max(worker->room, wanted(worker, lane, now));
-	if (worker->room == 0)
-		return;
-	worker->claimed = palloc(worker->room * sizeof(SentdmMessage *));
-	if (!transact(worker, claim_body) || worker->n_claimed == 0)
-		return;
-	SENTDM_FAILPOINT("after-claim-commit");
-	for (int i = 0; i < worker->n_claimed; i++)
-		sentdm_flight_submit(&worker->flight, worker->claimed[i]);
-
-	/*
-	 * They leave in the next turn, which begins at once: libcurl's timer is
-	 * due.
-	 */
+static void
+send_and_store(Worker *worker)
+{
+	sentdm_flight_collect(&worker->flight);
+	if (is_ready_in_vain(worker))
+		sentdm_flight_release(&worker->flight);
+	/* They are answered while the exchange waits for the disk. */
+	sentdm_flight_start(&worker->flight);
+	/* Perhaps the extension is gone: look. */
+	if (!sentdm_queue_exchange(&worker->queue, reason_not_to_claim(worker) == NULL))
+		worker->control_seen--;
+	sentdm_flight_start(&worker->flight);
 }
 
 /* Waiting */
-
-static long
-until(TimestampTz when, TimestampTz now)
-{
-	/* Infinities first: a difference with one of them overflows. */
-	if (when <= now)
-		return 0;
-	if (when == DT_NOEND)
-		return LONGEST_WAIT_MS;
-	return Min(TimestampDifferenceMilliseconds(now, when), LONGEST_WAIT_MS);
-}
-
-static long
-until_us(int64 when_us, int64 now_us)
-{
-	if (when_us == INT64_MAX)
-		return LONGEST_WAIT_MS;
-	return (long) Min(Max((when_us - now_us + 999) / 1000, 0), LONGEST_WAIT_MS);
-}
 
 /* When the next thing happens that nobody wakes us for. */
 static long
 time_to_wait(Worker *worker)
 {
-	SentdmFlight *flight = &worker->flight;
-	TimestampTz now = GetCurrentTimestamp();
-	int64		now_us = sentdm_clock_us();
-	long		wait_ms = LONGEST_WAIT_MS;
+	int64_t		since_us = sentdm_flight_ready_since_us(&worker->flight);
+	long		wait_ms = sentdm_queue_wait_ms(&worker->queue, reason_not_to_claim(worker) == NULL);
 
-	if (worker->backoff.delay_ms > 0)
-		wait_ms = until(worker->backoff.until, now);
-	else if (anything_to_settle(worker))
-		wait_ms = 0;
+	if (since_us != INT64_MAX)
+		wait_ms = Min(wait_ms, sentdm_ms_until_us(since_us + LONGEST_AHEAD_US) + 1);
 	if (sentdm_account_paused_for_key(&worker->account))
 		wait_ms = Min(wait_ms, KEY_CHECK_MS);
 	if (worker->idle_since != 0)
-		wait_ms = Min(wait_ms, until(TimestampTzPlusMilliseconds(worker->idle_since,
-																 sentdm_idle_timeout_ms), now));
-	if (reason_not_to_claim(worker) != NULL)
-		return wait_ms;
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-	{
-		long		lane_ms = until(worker->due[lane], now);
-
-		if (lane_ms < LONGEST_WAIT_MS)
-			lane_ms = Max(lane_ms, until_us(sentdm_drain_ready_us(&flight->drain, lane, now_us), now_us));
-		wait_ms = Min(wait_ms, lane_ms);
-	}
+		wait_ms = Min(wait_ms, sentdm_ms_until(TimestampTzPlusMilliseconds(worker->idle_since,
+																		   sentdm_idle_timeout_ms)));
 	return wait_ms;
 }
 
@@ -403,10 +206,10 @@ wait_for_something(Worker *worker)
 static TimestampTz
 next_due(Worker *worker)
 {
-	TimestampTz next = DT_NOEND;
+	const SentdmDrain *drain = &worker->flight.drain;
 
 	if (reason_not_to_claim(worker) != NULL)
-		return next;
+		return DT_NOEND;
 
 	/*
 	 * A pause for the key is looked at now and then: the file may have
@@ -414,16 +217,11 @@ next_due(Worker *worker)
 	 */
 	if (sentdm_account_paused_for_key(&worker->account))
 		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTING_KEY_CHECK_MS);
-	if (worker->flight.drain.pause != SENTDM_PAUSE_NONE)
-	{
-		if (worker->flight.drain.probe_at_us == INT64_MAX)
-			return next;
-		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										   until_us(worker->flight.drain.probe_at_us, sentdm_clock_us()));
-	}
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-		next = Min(next, worker->due[lane]);
-	return next;
+	if (drain->pause == SENTDM_PAUSE_NONE)
+		return sentdm_queue_next_due(&worker->queue);
+	if (drain->probe_at_us == INT64_MAX)
+		return DT_NOEND;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sentdm_ms_until_us(drain->probe_at_us));
 }
 
 /* Nothing to do, nothing in hand: after a while, leave the database. */
@@ -434,7 +232,8 @@ leave_if_idle(Worker *worker)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0;
 	int			timeout_ms = asked ? 0 : sentdm_idle_timeout_ms;
-	bool		busy = flight->under_way > 0 || anything_to_settle(worker) ||
+	bool		busy = flight->under_way > 0 || sentdm_queue_is_unsettled(&worker->queue) ||
+	sentdm_flight_ready(flight, SENTDM_LANES - 1) > 0 ||
 	next_due(worker) <= TimestampTzPlusMilliseconds(now, timeout_ms);
 
 	if (busy)
@@ -455,17 +254,17 @@ shut_down(Worker *worker)
 	SentdmFlight *flight = &worker->flight;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SHUTDOWN_GRACE_MS);
 
+	sentdm_flight_release(flight);
 	while (flight->under_way > 0 && GetCurrentTimestamp() < deadline)
 	{
 		WaitEvent	event;
 
-		(void) WaitEventSetWait(worker->events, until(deadline, GetCurrentTimestamp()), &event, 1,
+		(void) WaitEventSetWait(worker->events, sentdm_ms_until(deadline), &event, 1,
 								PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		sentdm_flight_collect(flight);
 	}
-	worker->backoff.delay_ms = 0;
-	settle(worker);
+	sentdm_queue_settle(&worker->queue);
 	sentdm_http_destroy(flight->http);
 	(void) sentdm_slot_leave(worker->slot, false, DT_NOEND);
 	proc_exit(0);
@@ -477,7 +276,8 @@ static void
 report(Worker *worker)
 {
 	SentdmFlight *flight = &worker->flight;
-	const char *reason = reason_not_to_claim(worker);
+	const char *reason = worker->queue.backoff.delay_ms > 0 ? "the database cannot be written" :
+	reason_not_to_claim(worker);
 
 	flight->report.in_flight = flight->under_way;
 	flight->report.mode = sentdm_mode;
@@ -503,7 +303,7 @@ notice_changes(Worker *worker)
 		reload(worker);
 	}
 	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
-		look_at_once(worker);
+		sentdm_queue_look(&worker->queue);
 	if (control != worker->control_seen)
 	{
 		worker->control_seen = control;
@@ -525,9 +325,7 @@ run(Worker *worker)
 	{
 		MemoryContextReset(worker->turn);
 		MemoryContextSwitchTo(worker->turn);
-		sentdm_flight_collect(&worker->flight);
-		settle(worker);
-		claim(worker);
+		send_and_store(worker);
 		report(worker);
 		if (leave_if_idle(worker))
 			return;
@@ -549,14 +347,16 @@ start(Worker *worker)
 												  ALLOCSET_DEFAULT_SIZES);
 	worker->flight.slot = worker->slot;
 	worker->account.flight = &worker->flight;
+	worker->queue.flight = &worker->flight;
+	worker->queue.account = &worker->account;
 	sentdm_slot_read_report(worker->slot, &worker->flight.report);
 	if (!pg_strong_random(&seed, sizeof(seed)))
 		seed = (uint64) GetCurrentTimestamp();
 	sentdm_drain_init(&worker->flight.drain, &settings, sentdm_clock_us(), seed);
-	look_at_once(worker);
+	sentdm_queue_look(&worker->queue);
 
 	sentdm_begin();
-	worker->extension = get_extension_oid("sentdm", true);
+	worker->queue.extension = get_extension_oid("sentdm", true);
 	sentdm_commit();
 	worker->control_seen = pg_atomic_read_u32(&worker->slot->control);
 	read_sender(worker);
@@ -574,7 +374,7 @@ start(Worker *worker)
 				 errhint("If this database is to send, run SELECT sentdm_enable() in it.")));
 	}
 	else
-		take_over(worker);
+		sentdm_queue_take_over(&worker->queue);
 	open_http(worker);
 	sentdm_account_read_key(&worker->account);
 }

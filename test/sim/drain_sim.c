@@ -51,6 +51,10 @@
 #define KEY_LIFE		(24 * HOUR)
 #define REQUEST_TIMEOUT	(30 * SECOND)
 
+/* As in the worker. */
+#define SETTLE_WITHIN	(5 * MS)
+#define LONGEST_AHEAD	SECOND
+
 /*
  * Ages in rows are wall clock time, so a clock that is set back makes them too
  * small.  The hour between uncertain_after and the end of a key's life covers
@@ -93,6 +97,9 @@ typedef enum Mutation
 	SETTLE_TWICE_SPLIT,
 	REFUSED_IS_LOST,
 	TIMEOUT_IS_FAILURE,
+	RELEASE_FORGETS,
+	RELEASE_STARTS,
+	NEVER_RELEASE,
 	MUTATIONS
 } Mutation;
 
@@ -124,6 +131,9 @@ static const char *const mutation_names[MUTATIONS] = {
 	[SETTLE_TWICE_SPLIT] = "split-keeps-whole",
 	[REFUSED_IS_LOST] = "refused-is-lost",
 	[TIMEOUT_IS_FAILURE] = "timeout-is-failure",
+	[RELEASE_FORGETS] = "release-forgets",
+	[RELEASE_STARTS] = "release-starts",
+	[NEVER_RELEASE] = "never-release",
 };
 
 static const char *const mutation_texts[MUTATIONS] = {
@@ -154,6 +164,9 @@ static const char *const mutation_texts[MUTATIONS] = {
 	[SETTLE_TWICE_SPLIT] = "a split keeps the whole request, too",
 	[REFUSED_IS_LOST] = "refused messages vanish",
 	[TIMEOUT_IS_FAILURE] = "a timeout fails the message",
+	[RELEASE_FORGETS] = "a message that was claimed ahead and given back is no longer ambiguous",
+	[RELEASE_STARTS] = "a message that was given back is started all the same",
+	[NEVER_RELEASE] = "what was claimed ahead is kept however long its turn does not come",
 };
 
 /*
@@ -288,6 +301,7 @@ typedef struct Claim
 	int64_t		first_tried_at;
 	int64_t		expires_at;
 	SentdmLane	lane;
+	int64_t		taken_at;		/* monotonic */
 } Claim;
 
 typedef enum Stage
@@ -331,8 +345,11 @@ typedef struct Worker
 	Claim		claimed[MAX_ROWS];
 	int			n_claimed;
 	int64_t		submit_at;		/* claims are committed by then; NEVER: none */
+	Claim		ready[MAX_ROWS];	/* in the order of the claims */
+	int			n_ready;
 	Outcome		outcomes[MAX_ROWS];
 	int			n_outcomes;
+	int64_t		ended_at;		/* the first of them */
 	SentdmPause new_pause;
 	int64_t		probe_after_ms;
 	bool		unpause;
@@ -440,6 +457,8 @@ typedef struct Totals
 	int64_t		limited;
 	int64_t		pauses;
 	int64_t		deaths;
+	int64_t		ahead;			/* claimed ahead of their turn */
+	int64_t		released;		/* of these, given back */
 	int64_t		server_crashes;
 	int64_t		steps;
 	int64_t		ends[UNCERTAIN + 1];
@@ -1340,6 +1359,8 @@ add_outcome(const Claim *claim, const SentdmDecision *decision, const Request *r
 		violate("simulator: too many outcomes");
 		return;
 	}
+	if (worker->n_outcomes == 0)
+		worker->ended_at = world.now;
 	outcome = &worker->outcomes[worker->n_outcomes++];
 	outcome->claim = *claim;
 	outcome->decision = *decision;
@@ -1459,6 +1480,14 @@ settle_retry(const Outcome *outcome, Row *row)
 }
 
 static void
+settle_released(const Outcome *outcome, Row *row)
+{
+	row->claimed_at = 0;
+	row->ambiguous_since = mutation == RELEASE_FORGETS ? 0 : outcome->claim.ambiguous_since;
+	row->first_tried_at = outcome->claim.first_tried_at;
+}
+
+static void
 settle_split(const Outcome *outcome, Row *row)
 {
 	const Claim *claim = &outcome->claim;
@@ -1505,6 +1534,8 @@ settle_outcome(const Outcome *outcome)
 		return;
 	if (outcome->decision.action == SENTDM_DO_RETRY)
 		settle_retry(outcome, row);
+	else if (outcome->decision.action == SENTDM_DO_RELEASE)
+		settle_released(outcome, row);
 	else if (outcome->decision.action == SENTDM_DO_SPLIT)
 		settle_split(outcome, row);
 	else
@@ -1528,18 +1559,25 @@ anything_to_settle(void)
 	return worker->n_outcomes > 0 || worker->new_pause != SENTDM_PAUSE_NONE || worker->unpause;
 }
 
-/* False: the transaction failed, to be repeated. */
 static bool
+nothing_in_hand(void)
+{
+	return world.worker.drain.in_flight == 0 && world.worker.n_ready == 0;
+}
+
+static bool
+settle_is_due(void)
+{
+	return anything_to_settle() && (nothing_in_hand() || world.worker.new_pause != SENTDM_PAUSE_NONE ||
+									world.worker.unpause || world.now >= world.worker.ended_at + SETTLE_WITHIN);
+}
+
+static void
 settle(void)
 {
 	Worker	   *worker = &world.worker;
 	Database   *db = &world.visible;
 
-	if (world.now < world.faults_end && chance(world.sql_error_permille))
-	{
-		trace("settle fails");
-		return false;
-	}
 	trace("settle %d", worker->n_outcomes);
 	for (int i = 0; i < worker->n_outcomes; i++)
 		settle_outcome(&worker->outcomes[i]);
@@ -1550,11 +1588,9 @@ settle(void)
 		db->pause = worker->new_pause;
 		db->probe_at = worker->probe_after_ms < 0 ? NEVER : wall() + worker->probe_after_ms * MS;
 	}
-	commit(chance(200));
 	worker->n_outcomes = 0;
 	worker->new_pause = SENTDM_PAUSE_NONE;
 	worker->unpause = false;
-	return true;
 }
 
 static Row *
@@ -1601,23 +1637,51 @@ claim_row(Row *row)
 	trace("claim %s", key_text(claim));
 }
 
-/* As many as may start, lane after lane, in one transaction. */
+/* How many are claimed and not started, of this lane and those before it. */
+static int
+ready_before(SentdmLane lane)
+{
+	int			n = 0;
+
+	for (int i = 0; i < world.worker.n_ready; i++)
+		n += world.worker.ready[i].lane <= lane;
+	return n;
+}
+
+/* How many of a lane to claim now. */
+static int
+wanted(SentdmLane lane)
+{
+	Worker	   *worker = &world.worker;
+	int			limit = sentdm_drain_claimable(&worker->drain, lane, ready_before(lane) + worker->n_claimed,
+											   world.now);
+
+	if (mutation == IGNORE_LIMIT && limit == 0 && worker->drain.in_flight < 4)
+		limit = 4;
+	return limit;
+}
+
+static bool
+anything_to_claim(void)
+{
+	world.worker.n_claimed = 0;
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		Row		   *row = next_due_row((SentdmLane) lane);
+
+		if (row != NULL && row->due_at <= wall() && wanted((SentdmLane) lane) > 0)
+			return true;
+	}
+	return false;
+}
+
+/* Lane after lane. */
 static void
 claim_rows(void)
 {
-	Worker	   *worker = &world.worker;
-	Database	before;
-
-	worker->n_claimed = 0;
-	if (mutation == CLAIM_NOT_COMMITTED)
-		before = world.visible;
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
-		int			limit = sentdm_drain_quota(&worker->drain, (SentdmLane) lane, world.now);
-
-		if (mutation == IGNORE_LIMIT && limit == 0 && worker->drain.in_flight < 4)
-			limit = 4;
-		while (worker->n_claimed < limit)
+		for (int limit = wanted((SentdmLane) lane); limit > 0; limit--)
 		{
 			Row		   *row = next_due_row((SentdmLane) lane);
 
@@ -1626,44 +1690,135 @@ claim_rows(void)
 			claim_row(row);
 		}
 	}
+}
+
+/* One transaction settles and claims.  False: it failed, to be repeated. */
+static bool
+exchange(void)
+{
+	Worker	   *worker = &world.worker;
+	Database	before;
+
+	if (!anything_to_claim() && !settle_is_due())
+		return true;
+	if (world.now < world.faults_end && chance(world.sql_error_permille))
+	{
+		trace("the transaction fails");
+		return false;
+	}
+	if (anything_to_settle())
+		settle();
+	if (mutation == CLAIM_NOT_COMMITTED)
+		before = world.visible;
+	claim_rows();
 	if (worker->n_claimed == 0)
-		return;
+	{
+		commit(chance(200));
+		return true;
+	}
 	worker->submit_at = world.now + spread(1 * MS, 500 * MS);
 	if (mutation == CLAIM_NOT_COMMITTED)
 		world.visible = before;
-	else
-		commit(mutation != CLAIM_NOT_DURABLE);
+	commit(mutation != CLAIM_NOT_DURABLE);
+	return true;
 }
 
+static void
+start(const Claim *claim)
+{
+	Worker	   *worker = &world.worker;
+	SentdmAttempt attempt = attempt_of(claim);
+	SentdmDecision decision = sentdm_drain_admit(&worker->drain, &attempt);
+
+	if (decision.action != SENTDM_DO_SEND)
+	{
+		add_outcome(claim, &decision, NULL);
+		return;
+	}
+	if (world.now < worker->silent_until)
+		violate("I5: %s starts although Sent asked to wait", key_text(claim));
+	if (worker->silenced)
+		violate("I10: %s starts although the account is stopped", key_text(claim));
+	sentdm_drain_started(&worker->drain, attempt.recipients, world.now);
+	start_request(claim);
+}
+
+static bool
+may_start(SentdmLane lane)
+{
+	SentdmDrain *drain = &world.worker.drain;
+
+	return sentdm_drain_quota(drain, lane, world.now) > 0 || (mutation == IGNORE_LIMIT && drain->in_flight < 4);
+}
+
+/* Those that may, lane after lane. */
+static void
+start_ready(void)
+{
+	Worker	   *worker = &world.worker;
+
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		for (int i = 0; i < worker->n_ready && world.violation[0] == '\0';)
+		{
+			Claim		claim = worker->ready[i];
+
+			if (claim.lane != (SentdmLane) lane || !may_start((SentdmLane) lane))
+			{
+				i++;
+				continue;
+			}
+			worker->n_ready--;
+			memmove(&worker->ready[i], &worker->ready[i + 1], (size_t) (worker->n_ready - i) * sizeof(Claim));
+			start(&claim);
+			if (something_breaks())
+				return;
+		}
+	}
+}
+
+/* Give back what waits in vain. */
+static void
+release(void)
+{
+	Worker	   *worker = &world.worker;
+	SentdmDecision decision = {.action = SENTDM_DO_RELEASE};
+	int64_t		since = NEVER;
+
+	for (int i = 0; i < worker->n_ready; i++)
+		since = min64(since, worker->ready[i].taken_at);
+	if (worker->n_ready == 0 || mutation == NEVER_RELEASE ||
+		(worker->drain.pause == SENTDM_PAUSE_NONE && since > world.now - LONGEST_AHEAD))
+		return;
+	trace("%d are given back", worker->n_ready);
+	totals.released += worker->n_ready;
+	for (int i = 0; i < worker->n_ready; i++)
+	{
+		add_outcome(&worker->ready[i], &decision, NULL);
+		worker->ready[i].taken_at = NEVER;
+	}
+	if (mutation != RELEASE_STARTS)
+		worker->n_ready = 0;
+}
+
+/* The claims are on disk. */
 static void
 submit(void)
 {
 	Worker	   *worker = &world.worker;
-	int			n = worker->n_claimed;
 
+	for (int i = 0; i < worker->n_claimed; i++)
+	{
+		worker->claimed[i].taken_at = world.now;
+		worker->ready[worker->n_ready++] = worker->claimed[i];
+		if (sentdm_drain_quota(&worker->drain, worker->claimed[i].lane, world.now) == 0)
+			totals.ahead++;
+	}
 	worker->submit_at = NEVER;
 	worker->n_claimed = 0;
-	for (int i = 0; i < n && world.violation[0] == '\0'; i++)
-	{
-		Claim		claim = worker->claimed[i];
-		SentdmAttempt attempt = attempt_of(&claim);
-		SentdmDecision decision = sentdm_drain_admit(&worker->drain, &attempt);
-
-		if (decision.action != SENTDM_DO_SEND)
-		{
-			add_outcome(&claim, &decision, NULL);
-			continue;
-		}
-		if (world.now < worker->silent_until)
-			violate("I5: %s starts although Sent asked to wait", key_text(&claim));
-		if (worker->silenced)
-			violate("I10: %s starts although the account is stopped", key_text(&claim));
-		sentdm_drain_started(&worker->drain, attempt.recipients, world.now);
-		start_request(&claim);
-		if (something_breaks())
-			return;
-	}
-	worker->wake_at = world.now;
+	start_ready();
+	if (worker->alive)
+		worker->wake_at = world.now;
 }
 
 /* When there will be something to do although nothing comes back. */
@@ -1673,16 +1828,22 @@ next_wake(void)
 	Worker	   *worker = &world.worker;
 	int64_t		wake_at = world.now + HOUR;
 
+	if (anything_to_settle())
+		wake_at = min64(wake_at, worker->ended_at + SETTLE_WITHIN);
+	if (worker->n_ready > 0)
+		wake_at = min64(wake_at, worker->ready[0].taken_at + LONGEST_AHEAD);
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
 		const Row  *row = next_due_row((SentdmLane) lane);
 		int64_t		ready;
 
-		if (row == NULL)
+		bool		waits = ready_before((SentdmLane) lane) > 0;
+
+		if (row == NULL && !waits)
 			continue;
 		ready = sentdm_drain_ready_us(&worker->drain, (SentdmLane) lane, world.now);
 		if (ready != NEVER)
-			wake_at = min64(wake_at, max64(ready, world.now + max64(row->due_at - wall(), 0)));
+			wake_at = min64(wake_at, waits ? ready : max64(ready, world.now + max64(row->due_at - wall(), 0)));
 		if (mutation == IGNORE_LIMIT)
 			wake_at = min64(wake_at, world.now + SECOND);
 	}
@@ -1719,19 +1880,19 @@ work(void)
 	}
 	if (something_breaks())
 		return;
-	if (anything_to_settle())
+	release();
+	start_ready();
+	if (!worker->alive || something_breaks())
+		return;
+	if (!exchange())
 	{
-		if (!settle())
-		{
-			worker->wake_at = world.now + SECOND;
-			return;
-		}
-		if (something_breaks())
-			return;
+		worker->wake_at = world.now + SECOND;
+		return;
 	}
-	if (world.now >= world.faults_end || !chance(world.sql_error_permille))
-		claim_rows();
 	if (worker->submit_at != NEVER && something_breaks())
+		return;
+	start_ready();
+	if (!worker->alive)
 		return;
 	worker->wake_at = next_wake();
 }
@@ -2419,6 +2580,7 @@ report(int64_t schedules, double seconds)
 	printf("# %lld times limited, %lld pauses, %lld workers died, %lld times with the server\n",
 		   (long long) totals.limited, (long long) totals.pauses, (long long) totals.deaths,
 		   (long long) totals.server_crashes);
+	printf("# %lld messages claimed ahead, %lld given back\n", (long long) totals.ahead, (long long) totals.released);
 	printf("# ends:");
 	for (int i = ACCEPTED; i <= UNCERTAIN; i++)
 		printf(" %lld %s", (long long) totals.ends[i], state_names[i]);

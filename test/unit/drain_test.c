@@ -227,6 +227,52 @@ test_small_max_in_flight(void)
 	ok(quota(SENTDM_BULK) == 7 && quota(SENTDM_NORMAL) == 8, "of eight, bulk gets seven");
 }
 
+static int
+claimable(int ready)
+{
+	return sentdm_drain_claimable(&drain, SENTDM_NORMAL, ready, now);
+}
+
+/* Claiming ahead of what may start. */
+static void
+test_ahead(void)
+{
+	SentdmDrainSettings settings = plain;
+
+	begin(&plain, 1);
+	ok(claimable(0) == 4 && claimable(3) == 1 && claimable(4) == 0,
+	   "a new drainer claims what may start, less what is ready");
+	for (int i = 0; i < 100; i++)
+		request(OK);
+	ok(claimable(0) == 64 + 100, "then as many more as requests ended lately");
+	ok(claimable(64 + 50) == 50 && claimable(64 + 51) == 0, "once half of them are gone");
+	start(64);
+	ok(quota(SENTDM_NORMAL) == 0 && claimable(0) == 100, "also while all slots are taken");
+	now += 200 * MS;
+	ok(claimable(0) == 0, "and no more when nothing ended for a while");
+	for (int i = 0; i < 500; i++)
+		finish(OK), start(1);
+	ok(claimable(0) == 256, "there is an end to it");
+	finish(TIMEOUT), finish(HTTP_500);
+	ok(claimable(0) <= quota(SENTDM_NORMAL), "after a failure nothing is claimed ahead");
+
+	settings.requests = (SentdmRate) {20, 60 * SECOND};
+	begin(&settings, 1);
+	for (int i = 0; i < 20; i++)
+		request(OK);
+	now += 60 * SECOND;
+	request(OK);
+	ok(claimable(0) == quota(SENTDM_NORMAL), "nor is more than the rate allows");
+
+	begin(&plain, 1);
+	for (int i = 0; i < 100; i++)
+		request(OK);
+	sentdm_drain_pause(&drain, SENTDM_PAUSE_USER, -1, now);
+	ok(claimable(0) == 0, "nor anything during a pause");
+	sentdm_drain_resume(&drain, now);
+	ok(claimable(0) == 1, "and one after it");
+}
+
 static void
 test_single_failure(void)
 {
@@ -1391,6 +1437,7 @@ main(void)
 {
 	test_slow_start();
 	test_small_max_in_flight();
+	test_ahead();
 	test_single_failure();
 	test_idle_start();
 	test_breaker_times();

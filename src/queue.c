@@ -1,0 +1,304 @@
+/*
+ * queue.c
+ *		The worker's transactions with the queue: what ended is settled, what comes
+ *		next is claimed.
+ *
+ * One transaction does both, because each costs more than the rows in it, and a
+ * claim has to wait for the disk anyway.  If it fails, nothing was claimed and
+ * the outcomes are still in memory.  An outcome may be lost in a crash: the same
+ * key brings the same answer.  So what is only settled does not wait.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "commands/extension.h"
+#include "utils/timestamp.h"
+
+#include "clock.h"
+#include "failpoint.h"
+#include "outbox.h"
+#include "queue.h"
+#include "sentdm.h"
+#include "shmem.h"
+
+#define LOCKED_ROW_POLL_MS 200
+
+/* Outcomes wait for others for so long, unless there are so many. */
+#define SETTLE_WITHIN_US 5000
+#define SETTLE_AT_ONCE 1024
+
+/* Memory for the requests that were claimed ahead. */
+#define AHEAD_BYTES (4 * 1024 * 1024)
+
+void
+sentdm_queue_take_over(SentdmQueue *queue)
+{
+	int64		suspects;
+	int64		rescued;
+
+	sentdm_begin();
+	sentdm_sender_adopt();
+	rescued = sentdm_outbox_rescue(&suspects);
+	sentdm_commit();
+	queue->flight->suspects = (int) Min(suspects, INT_MAX);
+	sentdm_count(queue->flight->slot, SENTDM_COUNT_RESCUED, rescued);
+	if (rescued > 0)
+		ereport(LOG,
+				(errmsg("sentdm worker took over %lld requests of a worker that ended early",
+						(long long) rescued)));
+}
+
+void
+sentdm_queue_look(SentdmQueue *queue)
+{
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+		queue->due[lane] = DT_NOBEGIN;
+}
+
+/* Settling */
+
+bool
+sentdm_queue_is_unsettled(const SentdmQueue *queue)
+{
+	return queue->flight->n_outcomes > 0 || sentdm_account_is_unsettled(queue->account);
+}
+
+static bool
+nothing_in_hand(const SentdmFlight *flight)
+{
+	return flight->under_way == 0 && sentdm_flight_ready(flight, SENTDM_LANES - 1) == 0;
+}
+
+/* In how many microseconds the outcomes are to be stored; 0: now. */
+static int64
+settle_in_us(const SentdmQueue *queue)
+{
+	const SentdmFlight *flight = queue->flight;
+
+	if (nothing_in_hand(flight) || sentdm_account_is_unsettled(queue->account) ||
+		flight->n_outcomes + flight->n_sent >= SETTLE_AT_ONCE)
+		return 0;
+	return Max(flight->ended_us + SETTLE_WITHIN_US - sentdm_clock_us(), 0);
+}
+
+/* Retries and parts are in the queue again, perhaps due at once. */
+static void
+look_for_returning(SentdmQueue *queue)
+{
+	SentdmFlight *flight = queue->flight;
+
+	for (int i = 0; i < flight->n_outcomes; i++)
+	{
+		SentdmAction action = flight->outcomes[i].decision.action;
+
+		if (action == SENTDM_DO_RETRY || action == SENTDM_DO_RELEASE || action == SENTDM_DO_SPLIT)
+			queue->due[flight->outcomes[i].message->lane] = DT_NOBEGIN;
+	}
+}
+
+/* Claiming */
+
+/* How many messages of a lane to claim now; 0: no use in asking. */
+static int
+wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
+{
+	SentdmFlight *flight = queue->flight;
+	int			ready = sentdm_flight_ready(flight, lane) + queue->n_claimed;
+	int			startable;
+	int			affordable;
+
+	if (queue->due[lane] > now)
+		return 0;
+	startable = sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us());
+
+	/*
+	 * Those that may have killed the worker go alone, so that no other is
+	 * blamed.
+	 */
+	if (flight->suspects > 0)
+		return nothing_in_hand(flight) && queue->n_claimed == 0 ? Min(startable, 1) : 0;
+	affordable = (int) ((AHEAD_BYTES - Min(flight->ready_bytes, AHEAD_BYTES)) / Max(queue->body_bytes, 1));
+	return Min(sentdm_drain_claimable(&flight->drain, lane, ready, sentdm_clock_us()),
+			   Max(startable - ready, affordable));
+}
+
+/* Where the queue was empty, remember when to look again. */
+static void
+note_next_due(SentdmQueue *queue, TimestampTz now)
+{
+	sentdm_outbox_next_due(sentdm_mode == SENTDM_MODE_SANDBOX, queue->due);
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		/* Due, yet not claimed: locked by somebody, who may let go of it. */
+		if (queue->due[lane] <= now && queue->n_claimed == 0)
+			queue->due[lane] = TimestampTzPlusMilliseconds(now, LOCKED_ROW_POLL_MS);
+	}
+}
+
+static void
+claim(SentdmQueue *queue)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		exhausted = false;
+
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
+		int			limit = Min(wanted(queue, lane, now), queue->room - queue->n_claimed);
+		int			n;
+
+		if (limit <= 0)
+			continue;
+		n = sentdm_outbox_claim(lane, limit, sentdm_mode == SENTDM_MODE_SANDBOX,
+								queue->memory, queue->claimed + queue->n_claimed);
+		queue->n_claimed += n;
+		if (n < limit)
+			exhausted = true;
+	}
+	if (exhausted)
+		note_next_due(queue, now);
+}
+
+/* Both */
+
+static void
+exchange_body(void *arg)
+{
+	SentdmQueue *queue = arg;
+	SentdmFlight *flight = queue->flight;
+
+	queue->n_claimed = 0;
+	/* Dropped, perhaps made anew: these outcomes belong to no one any more. */
+	queue->gone = get_extension_oid("sentdm", true) != queue->extension;
+	if (queue->gone)
+		return;
+	if (flight->n_outcomes > 0)
+		sentdm_outbox_settle(flight->outcomes, flight->n_outcomes);
+	sentdm_account_store_pause(queue->account);
+	if (queue->room > 0)
+		claim(queue);
+	if (queue->n_claimed > 0)
+		sentdm_require_durable_commit();
+	else
+		sentdm_commit_may_be_lost();
+	if (queue->n_claimed > 0)
+		SENTDM_FAILPOINT("before-claim-commit");
+	if (flight->n_outcomes > 0)
+		SENTDM_FAILPOINT("before-settle-commit");
+}
+
+static void
+take_claimed(SentdmQueue *queue)
+{
+	size_t		bytes = queue->flight->ready_bytes;
+
+	for (int i = 0; i < queue->n_claimed; i++)
+		sentdm_flight_take(queue->flight, queue->claimed[i]);
+	if (queue->n_claimed > 0)
+		queue->body_bytes = (queue->flight->ready_bytes - bytes) / queue->n_claimed;
+}
+
+static bool
+exchange(SentdmQueue *queue)
+{
+	queue->memory = CurrentMemoryContext;
+	queue->claimed = palloc(Max(queue->room, 1) * sizeof(SentdmMessage *));
+	if (!sentdm_transact(&queue->backoff, exchange_body, queue))
+	{
+		/* What it found out about the queue is not so, either. */
+		sentdm_queue_look(queue);
+		return false;
+	}
+	if (queue->n_claimed > 0)
+		SENTDM_FAILPOINT("after-claim-commit");
+	if (queue->flight->n_outcomes > 0)
+		SENTDM_FAILPOINT("after-settle-commit");
+	sentdm_account_announce_pause(queue->account);
+	sentdm_flight_settled(queue->flight);
+	take_claimed(queue);
+	return !queue->gone;
+}
+
+bool
+sentdm_queue_exchange(SentdmQueue *queue, bool may_claim)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (sentdm_backing_off(&queue->backoff))
+		return true;
+	look_for_returning(queue);
+	queue->room = 0;
+	queue->n_claimed = 0;
+	for (int lane = 0; lane < SENTDM_LANES && may_claim; lane++)
+		queue->room += wanted(queue, lane, now);
+	if (queue->room == 0 && !(sentdm_queue_is_unsettled(queue) && settle_in_us(queue) == 0))
+		return true;
+	return exchange(queue);
+}
+
+void
+sentdm_queue_settle(SentdmQueue *queue)
+{
+	queue->room = 0;
+	if (sentdm_queue_is_unsettled(queue))
+		(void) exchange(queue);
+}
+
+/* Waiting */
+
+TimestampTz
+sentdm_queue_next_due(const SentdmQueue *queue)
+{
+	TimestampTz next = DT_NOEND;
+
+	for (int lane = 0; lane < SENTDM_LANES; lane++)
+		next = Min(next, queue->due[lane]);
+	return next;
+}
+
+long
+sentdm_ms_until(TimestampTz when)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	/* Infinities first: a difference with one of them overflows. */
+	if (when <= now)
+		return 0;
+	if (when == DT_NOEND)
+		return SENTDM_LONGEST_WAIT_MS;
+	return Min(TimestampDifferenceMilliseconds(now, when), SENTDM_LONGEST_WAIT_MS);
+}
+
+long
+sentdm_ms_until_us(int64_t when_us)
+{
+	if (when_us == INT64_MAX)
+		return SENTDM_LONGEST_WAIT_MS;
+	return (long) Min(Max((when_us - sentdm_clock_us() + 999) / 1000, 0), SENTDM_LONGEST_WAIT_MS);
+}
+
+/* When something of this lane can be claimed or started. */
+static long
+lane_wait_ms(const SentdmQueue *queue, SentdmLane lane)
+{
+	const SentdmFlight *flight = queue->flight;
+	long		wait_ms = flight->n_ready[lane] > 0 ? 0 : sentdm_ms_until(queue->due[lane]);
+
+	if (wait_ms == SENTDM_LONGEST_WAIT_MS || (flight->suspects > 0 && !nothing_in_hand(flight)))
+		return SENTDM_LONGEST_WAIT_MS;
+	return Max(wait_ms, sentdm_ms_until_us(sentdm_drain_ready_us(&flight->drain, lane, sentdm_clock_us())));
+}
+
+long
+sentdm_queue_wait_ms(const SentdmQueue *queue, bool may_claim)
+{
+	long		wait_ms = SENTDM_LONGEST_WAIT_MS;
+
+	if (sentdm_backing_off(&queue->backoff))
+		return sentdm_ms_until(queue->backoff.until);
+	if (sentdm_queue_is_unsettled(queue))
+		wait_ms = (settle_in_us(queue) + 999) / 1000;
+	for (int lane = 0; lane < SENTDM_LANES && may_claim; lane++)
+		wait_ms = Min(wait_ms, lane_wait_ms(queue, lane));
+	return wait_ms;
+}
