@@ -51,4 +51,23 @@
 	makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
 #endif
 
+/* 16 keeps permissions apart from the range table; 18 prunes it. */
+#if PG_VERSION_NUM >= 180000
+#define sentdm_init_range_table(estate, entry) \
+	do { \
+		List	   *permissions = NIL; \
+		addRTEPermissionInfo(&permissions, entry); \
+		ExecInitRangeTable(estate, list_make1(entry), permissions, bms_make_singleton(1)); \
+	} while (0)
+#elif PG_VERSION_NUM >= 160000
+#define sentdm_init_range_table(estate, entry) \
+	do { \
+		List	   *permissions = NIL; \
+		addRTEPermissionInfo(&permissions, entry); \
+		ExecInitRangeTable(estate, list_make1(entry), permissions); \
+	} while (0)
+#else
+#define sentdm_init_range_table(estate, entry) ExecInitRangeTable(estate, list_make1(entry))
+#endif
+
 #endif							/* SENTDM_COMPAT_H */

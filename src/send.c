@@ -24,6 +24,7 @@
 
 #include "batch.h"
 #include "guard.h"
+#include "insert.h"
 #include "message.h"
 #include "send.h"
 #include "sentdm.h"
@@ -233,62 +234,112 @@ find_by_unique_key(const char *unique_key)
 	return id;
 }
 
-#define MESSAGE_COLUMNS "INSERT INTO sentdm.messages" \
-	" (id, request, priority, tag, unique_key, profile_id, created_by, send_at, expires_at)" \
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-#define MESSAGE_ARGS .nargs = 9, .types = {UUIDOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, \
-	UUIDOID, NAMEOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+static uint64
+execute(SentdmStatement *statement, Datum *values, const bool *nulls)
+{
+	char		spi_nulls[SENTDM_MAX_ARGS];
+
+	for (int i = 0; i < statement->nargs; i++)
+		spi_nulls[i] = nulls[i] ? 'n' : ' ';
+	return sentdm_execute(statement, values, spi_nulls);
+}
+
+static Datum
+text_or_null(const char *text, bool *isnull)
+{
+	*isnull = text == NULL;
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+/* The columns of sentdm.messages that a new message has, in their order. */
+enum
+{
+	MESSAGE_ID, MESSAGE_REQUEST, MESSAGE_STATE, MESSAGE_PRIORITY, MESSAGE_TAG, MESSAGE_UNIQUE_KEY,
+	MESSAGE_PROFILE_ID, MESSAGE_CREATED_AT, MESSAGE_CREATED_BY, MESSAGE_SEND_AT, MESSAGE_EXPIRES_AT,
+	MESSAGE_GENERATION, MESSAGE_ATTEMPTS, MESSAGE_GIVEN, MESSAGE_COLUMNS = MESSAGE_GIVEN + 5
+};
+
+#define INSERT_MESSAGE "INSERT INTO sentdm.messages" \
+	" (id, request, state, priority, tag, unique_key, profile_id, created_at, created_by, send_at, expires_at," \
+	"  generation, attempts)" \
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+#define MESSAGE_ARGS .nargs = MESSAGE_GIVEN, .types = {UUIDOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, \
+	UUIDOID, TIMESTAMPTZOID, NAMEOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, INT4OID}
 
 /* False: a message with this unique key is there already. */
 static bool
 insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 			   const char *unique_key, Name created_by)
 {
-	static SentdmStatement insert = {.sql = MESSAGE_COLUMNS, MESSAGE_ARGS};
+	static SentdmStatement insert = {.sql = INSERT_MESSAGE, MESSAGE_ARGS};
 	static SentdmStatement insert_unique = {
-		.sql = MESSAGE_COLUMNS " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
+		.sql = INSERT_MESSAGE " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
 		MESSAGE_ARGS
 	};
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	Datum		values[MESSAGE_COLUMNS];
+	bool		nulls[MESSAGE_COLUMNS];
 
-	values[0] = UUIDPGetDatum(id);
-	values[1] = JsonbPGetDatum(request);
-	values[2] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
-	values[3] = draft->tag ? CStringGetTextDatum(draft->tag) : (Datum) 0;
-	values[4] = unique_key ? CStringGetTextDatum(unique_key) : (Datum) 0;
-	values[5] = UUIDPGetDatum(draft->profile_id);
-	values[6] = NameGetDatum(created_by);
-	values[7] = TimestampTzGetDatum(draft->send_at);
-	values[8] = TimestampTzGetDatum(draft->expires_at);
-	nulls[3] = draft->tag ? ' ' : 'n';
-	nulls[4] = unique_key ? ' ' : 'n';
-	nulls[5] = draft->profile_id ? ' ' : 'n';
-	nulls[7] = draft->send_at != 0 ? ' ' : 'n';
-	nulls[8] = draft->expires_at != DT_NOEND ? ' ' : 'n';
-	return sentdm_execute(unique_key ? &insert_unique : &insert, values, nulls) > 0;
+	memset(nulls, false, sizeof(nulls));
+	memset(nulls + MESSAGE_GIVEN, true, MESSAGE_COLUMNS - MESSAGE_GIVEN);
+	values[MESSAGE_ID] = UUIDPGetDatum(id);
+	values[MESSAGE_REQUEST] = JsonbPGetDatum(request);
+	values[MESSAGE_STATE] = CStringGetTextDatum("queued");
+	values[MESSAGE_PRIORITY] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
+	values[MESSAGE_TAG] = text_or_null(draft->tag, &nulls[MESSAGE_TAG]);
+	values[MESSAGE_UNIQUE_KEY] = text_or_null(unique_key, &nulls[MESSAGE_UNIQUE_KEY]);
+	values[MESSAGE_PROFILE_ID] = UUIDPGetDatum(draft->profile_id);
+	nulls[MESSAGE_PROFILE_ID] = draft->profile_id == NULL;
+	values[MESSAGE_CREATED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	values[MESSAGE_CREATED_BY] = NameGetDatum(created_by);
+	values[MESSAGE_SEND_AT] = TimestampTzGetDatum(draft->send_at);
+	nulls[MESSAGE_SEND_AT] = draft->send_at == 0;
+	values[MESSAGE_EXPIRES_AT] = TimestampTzGetDatum(draft->expires_at);
+	nulls[MESSAGE_EXPIRES_AT] = draft->expires_at == DT_NOEND;
+	values[MESSAGE_GENERATION] = Int32GetDatum(1);
+	values[MESSAGE_ATTEMPTS] = Int32GetDatum(0);
+
+	if (unique_key != NULL)
+		return execute(&insert_unique, values, nulls) > 0;
+	return sentdm_insert("messages", values, nulls, MESSAGE_COLUMNS) ||
+		execute(&insert, values, nulls) > 0;
 }
+
+/* The columns of sentdm.outbox that a new message has, in their order. */
+enum
+{
+	OUTBOX_MESSAGE_ID, OUTBOX_PART, OUTBOX_PRIORITY, OUTBOX_DUE_AT, OUTBOX_EXPIRES_AT, OUTBOX_RECIPIENTS,
+	OUTBOX_SANDBOX, OUTBOX_ATTEMPTS, OUTBOX_CRASHES, OUTBOX_GIVEN, OUTBOX_COLUMNS = OUTBOX_GIVEN + 6
+};
 
 static void
 insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 {
 	static SentdmStatement insert = {
-		.sql = "INSERT INTO sentdm.outbox (message_id, priority, due_at, expires_at, sandbox)"
-		" VALUES ($1, $2, $3, $4, $5)",
-		.nargs = 5,
-		.types = {UUIDOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
+		.sql = "INSERT INTO sentdm.outbox (message_id, part, priority, due_at, expires_at, recipients, sandbox,"
+		"  attempts, crashes)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+		.nargs = OUTBOX_GIVEN,
+		.types = {UUIDOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, BOOLOID, INT4OID, INT4OID}
 	};
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
-	Datum		values[5];
-	char		nulls[6] = "     ";
+	Datum		values[OUTBOX_COLUMNS];
+	bool		nulls[OUTBOX_COLUMNS];
 
-	values[0] = UUIDPGetDatum(id);
-	values[1] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
-	values[2] = TimestampTzGetDatum(Max(draft->send_at, now));
-	values[3] = TimestampTzGetDatum(draft->expires_at);
-	values[4] = BoolGetDatum(draft->sandbox);
-	nulls[3] = draft->expires_at != DT_NOEND ? ' ' : 'n';
-	sentdm_execute(&insert, values, nulls);
+	memset(nulls, false, sizeof(nulls));
+	memset(nulls + OUTBOX_GIVEN, true, OUTBOX_COLUMNS - OUTBOX_GIVEN);
+	values[OUTBOX_MESSAGE_ID] = UUIDPGetDatum(id);
+	values[OUTBOX_PART] = Int32GetDatum(0);
+	values[OUTBOX_PRIORITY] = CStringGetTextDatum(draft->priority ? draft->priority : "normal");
+	values[OUTBOX_DUE_AT] = TimestampTzGetDatum(Max(draft->send_at, now));
+	values[OUTBOX_EXPIRES_AT] = TimestampTzGetDatum(draft->expires_at);
+	nulls[OUTBOX_EXPIRES_AT] = draft->expires_at == DT_NOEND;
+	values[OUTBOX_RECIPIENTS] = (Datum) 0;
+	nulls[OUTBOX_RECIPIENTS] = true;
+	values[OUTBOX_SANDBOX] = BoolGetDatum(draft->sandbox);
+	values[OUTBOX_ATTEMPTS] = Int32GetDatum(0);
+	values[OUTBOX_CRASHES] = Int32GetDatum(0);
+	if (!sentdm_insert("outbox", values, nulls, OUTBOX_COLUMNS))
+		execute(&insert, values, nulls);
 }
 
 /* The unique key of the n-th request of one call. */
