@@ -8,7 +8,11 @@
  * any two steps), of the network, of Sent (idempotency keys that live 24 hours,
  * a rate limit, refusals, every kind of failure) and of the people around it
  * (cancel, retry, pause, a clock that jumps).  Sent's ledger and the database
- * are then compared with what was promised.
+ * are then compared with what was promised.  The invariants have the names that
+ * they have in test/t/SentdmChecker.pm: I1 to I7 and I9; I8 (transactions of the
+ * worker), I10 (its memory) and I11 (the log) need the real worker.  I4 is also
+ * violated by what leaves without being held, I5 by what leaves although Sent asked
+ * to wait or the account is stopped.
  *
  * Everything follows from the seed of a schedule: the same seed shows the same
  * schedule again, with --verbose as a trace.
@@ -1173,7 +1177,7 @@ start_request(const Claim *claim)
 		  request->fault ? ", fault: " : "", fault_names[request->fault]);
 }
 
-/* I3, I6 and I8: what must hold for everything that leaves. */
+/* I3, I4, I6 and I7: what must hold for everything that leaves. */
 static void
 check_leaving(const Request *request)
 {
@@ -1188,7 +1192,7 @@ check_leaving(const Request *request)
 		if (world.visible.messages[claim->message].state == CANCELLED)
 			violate("I7: %s leaves although it was cancelled", key_text(claim));
 		else if (mutation != CLAIM_NOT_COMMITTED && mutation != DIRTY_READ)
-			violate("I8: %s leaves, but we do not hold it", key_text(claim));
+			violate("I4: %s leaves, but we do not hold it", key_text(claim));
 	}
 	for (int i = 0; i < world.n_requests; i++)
 	{
@@ -1200,7 +1204,7 @@ check_leaving(const Request *request)
 		if (other->body != request->body)
 			violate("I3: %s has two bodies", key_text(claim));
 		if (other->life == request->life && other->claim.part == claim->part)
-			violate("I8: %s is under way twice", key_text(claim));
+			violate("I4: %s is under way twice", key_text(claim));
 	}
 	for (int i = 0; i < world.n_entries; i++)
 	{

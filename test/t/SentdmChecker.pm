@@ -222,7 +222,6 @@ sub check_message
 	}
 	$self->violate('I1', "$id is $state, but Sent accepted it")
 	  if @effects && ($state eq 'expired' || ($state eq 'failed' && $message->{error_code} ne 'worker_crash'));
-	$self->violate('I1', "$id is uncertain, but was never sent") if $state eq 'uncertain' && !@requests;
 
 	$count{"$_->{generation} $_->{to} $_->{channel}"}++ foreach @{ $message->{effects} || [] };
 	$self->violate('I4', "$id had an effect $_ times") foreach grep { $_ > 1 } values %count;
