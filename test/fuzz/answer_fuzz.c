@@ -9,17 +9,83 @@
  */
 #include "postgres_fe.h"
 
+#include <malloc.h>
+
 #include "answer.h"
 
 extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* In the server a memory context takes the parser's memory back. */
-extern const char *__asan_default_options(void);
-
-const char *
-__asan_default_options(void)
+/*
+ * In the server a memory context takes back what the parser does not.  So these,
+ * instead of libpgcommon's, remember what they gave.
+ */
+typedef struct Chunk
 {
-	return "detect_leaks=0";
+	struct Chunk *next;
+	struct Chunk *previous;
+	char		data[] __attribute__((aligned(16)));
+} Chunk;
+
+static Chunk chunks = {&chunks, &chunks};
+
+void *
+palloc(Size size)
+{
+	Chunk	   *chunk = malloc(offsetof(Chunk, data) + size);
+
+	if (chunk == NULL)
+		abort();
+	chunk->next = chunks.next;
+	chunk->previous = &chunks;
+	chunks.next->previous = chunk;
+	chunks.next = chunk;
+	return chunk->data;
+}
+
+void
+pfree(void *pointer)
+{
+	Chunk	   *chunk = (Chunk *) ((char *) pointer - offsetof(Chunk, data));
+
+	chunk->next->previous = chunk->previous;
+	chunk->previous->next = chunk->next;
+	free(chunk);
+}
+
+void *
+palloc0(Size size)
+{
+	return memset(palloc(size), 0, size);
+}
+
+/* Always to another place, so that a pointer to the old one is found out. */
+void *
+repalloc(void *pointer, Size size)
+{
+	Chunk	   *chunk = (Chunk *) ((char *) pointer - offsetof(Chunk, data));
+	size_t		old = malloc_usable_size(chunk) - offsetof(Chunk, data);
+	void	   *copy = palloc(size);
+
+	memcpy(copy, pointer, old < size ? old : size);
+	pfree(pointer);
+	return copy;
+}
+
+char *
+pstrdup(const char *string)
+{
+	return strcpy(palloc(strlen(string) + 1), string);
+}
+
+char *
+pnstrdup(const char *string, Size size)
+{
+	Size		length = strnlen(string, size);
+	char	   *copy = palloc(length + 1);
+
+	memcpy(copy, string, length);
+	copy[length] = '\0';
+	return copy;
 }
 
 /* What the rest of the worker relies on. */
@@ -47,9 +113,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	sentdm_answer_parse((const char *) data, size, &answer);
 	check(&answer);
-	if (answer.error != NULL)
-		pfree(answer.error);
-	if (answer.sent != NULL)
-		pfree(answer.sent);
+	while (chunks.next != &chunks)
+		pfree(chunks.next->data);
 	return 0;
 }
