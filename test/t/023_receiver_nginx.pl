@@ -177,52 +177,96 @@ CONF
 	$receiver->stops_cleanly;
 }
 
-# PostgREST: what it does with POST /rpc/sent, as far as the database can see
+# npm's pg, as prepared, or fetched now; undef: it cannot be had.
+sub node_modules
+{
+	return $ENV{SENTDM_NODE_MODULES} if $ENV{SENTDM_NODE_MODULES};
+	my $prefix = PostgreSQL::Test::Utils::tempdir();
+	my $output;
+
+	eval {
+		IPC::Run::run([ 'npm', 'install', '--prefix', $prefix, '--cache', "$prefix/cache", '--no-audit', '--no-fund', 'pg@8' ],
+			'<', \undef, '>&', \$output, IPC::Run::timeout(120));
+	};
+	return -d "$prefix/node_modules/pg" ? "$prefix/node_modules" : undef;
+}
+
+my $modules = node_modules();
+
+# Start a program that finds its database as a user; returns its pid when it listens.
+sub start_application
+{
+	my ($user, $port, @command) = @_;
+	my $log = "$PostgreSQL::Test::Utils::log_path/" . ($command[1] =~ s,.*/,,r) . "_023_receiver_nginx_$user.log";
+
+	local %ENV = (%ENV, PORT => $port, PGHOST => $t->node->host, PGPORT => $t->node->port,
+		PGUSER => $user, PGDATABASE => 'postgres');
+	local $ENV{NODE_PATH} = $modules if $modules;
+	my $pid = start_process($log, @command);
+
+	wait_for_port($port);
+	return $pid;
+}
+
+# What every way in has to do; path: where it takes webhooks.
+sub takes_webhooks
+{
+	my ($name, $port, $path) = @_;
+	my $message_id = uuid();
+	# Spaces, an escape and an order of keys that neither JSON.stringify nor jsonb would keep.
+	my $body = event($message_id, 'delivered') =~ s/:/ :  /gr =~ s/sms/\\u0073m\xc3\xa4s/r;
+	my @json = ('Content-Type' => 'application/json');
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	is(post_to($port, $path, $body, @json, signed($body))->{status}, 200, "$name: an event is 200");
+	is(stored($message_id), 1, 'and stored');
+	is($t->sql("SELECT duplicates, channel FROM sentdm.events JOIN sentdm.deliveries USING (sent_id) WHERE sent_id = '$message_id'"),
+		"0|sm\xc3\xa4s", 'and applied');
+	is(post_to($port, $path, $body, @json, signed($body))->{status}, 200, 'again it is 200');
+	is($t->sql("SELECT duplicates FROM sentdm.events WHERE sent_id = '$message_id'"), 1, 'and counted');
+	is(post_to($port, $path, $body, @json, signed("$body "))->{status}, 401, 'one with a wrong signature is 401');
+	is(post_to($port, $path, $body, @json)->{status}, 401, 'and one without any');
+
+	# The deliveries cannot be committed, but the statement succeeds.
+	$t->sql(q{CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$;
+		CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON sentdm.events DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW EXECUTE FUNCTION refuse()});
+	$body = event(uuid(), 'delivered');
+	isnt(post_to($port, $path, $body, @json, signed($body))->{status}, 200, 'one whose commit fails is not 200');
+	$t->sql('DROP TRIGGER refuse ON sentdm.events; DROP FUNCTION refuse()');
+	$t->node->stop('fast');
+	is(post_to($port, $path, $body, @json, signed($body))->{status}, 503, 'nor is one without a database');
+	$t->node->start;
+	wait_until { post_to($port, $path, $body, @json, signed($body))->{status} == 200 } "$name works again";
+	is($t->sql("SELECT count(*) FROM sentdm.events WHERE sent_id = '" . decode_json($body)->{payload}{message_id} . "'"),
+		1, 'when the database is back, it is stored');
+	return;
+}
+
+# PostgREST
 
 $t->sql('CREATE ROLE web_anon NOLOGIN; CREATE ROLE authenticator LOGIN NOINHERIT; GRANT web_anon TO authenticator');
 $t->sql(recipe('postgrest'));
 
-# Answers with the status and the body of the response; undef: the function raised.
-sub postgrest
+SKIP:
 {
-	my ($body, %headers) = @_;
-	my $headers = JSON::PP->new->utf8->canonical->encode({ map { lc $_ => $headers{$_} } keys %headers });
-	my $quoted = $body =~ s/'/''/gr;
-	my $sql = <<"SQL";
-BEGIN;
-SELECT set_config('search_path', '"webhooks", "public"', true), set_config('role', 'web_anon', true),
-	set_config('request.jwt.claims', '{"role":"web_anon"}', true), set_config('request.method', 'POST', true),
-	set_config('request.path', '/rpc/sent', true), set_config('request.headers', '$headers', true),
-	set_config('request.cookies', '{}', true) \\g /dev/null
-PREPARE call(json) AS WITH pgrst_source AS (SELECT "webhooks"."sent"(\$1) pgrst_scalar)
-	SELECT pgrst_scalar, nullif(current_setting('response.status', true), '') FROM pgrst_source;
-EXECUTE call('$quoted');
-SELECT nullif(current_setting('response.status', true), '');
-COMMIT;
-SQL
-	my ($code, $out, $error) = $t->node->psql('postgres', $sql, connstr => $t->node->connstr('postgres') . ' user=authenticator');
+	skip 'the npm package pg cannot be had here', 1 unless $modules;
 
-	return undef unless $code == 0;
-	my ($answer, $status) = split /\n/, $out;
-	return { status => $status, body => decode_json((split /\|/, $answer)[0]) };
-}
+	my $port = free_port();
+	my $pid = start_application('authenticator', $port, 'node', "$FindBin::Bin/postgrest.js", $port, 'webhooks', 'web_anon');
+	my $body = event(uuid(), 'sent');
 
-{
-	my $message_id = uuid();
-	# Spaces, an escape and an order of keys that jsonb would not keep.
-	my $body = event($message_id, 'delivered') =~ s/:/ :  /gr =~ s/sms/\\u0073ms/r;
-	my $answer = postgrest($body, signed($body), 'content-type' => 'application/json');
-
-	is($answer->{status}, 200, 'PostgREST: an event is 200');
-	is_deeply($answer->{body}, { received => JSON::PP::true }, 'with the body that Sent documents');
-	is(stored($message_id), 1, 'and stored');
-	$answer = postgrest($body, signed("$body "));
-	is($answer->{status}, 401, 'one with a wrong signature is 401');
-	is_deeply($answer->{body}, { error => 'wrong signature' }, 'with the reason');
-	$answer = postgrest($body);
-	is($answer->{status}, 401, 'and one without any');
-	my ($code) = $t->node->psql('postgres', 'SET ROLE web_anon; SELECT * FROM sentdm.events');
-	isnt($code, 0, 'and the role can do nothing else');
+	takes_webhooks('PostgREST', $port, '/rpc/sent');
+	is(post_to($port, '/rpc/sent', $body, signed($body))->{body}, '{"received": true}', 'with the body that Sent documents');
+	is_deeply(decode_json(post_to($port, '/rpc/sent', $body, signed("$body "))->{body}), { error => 'wrong signature' }, 'or the reason');
+	$body = 'no JSON';
+	is(post_to($port, '/rpc/sent', $body, signed($body))->{status}, 400, 'what is not JSON does not get through');
+	foreach my $query ('SELECT 1 FROM sentdm.events', 'SELECT 1 FROM sentdm.webhook_secrets', q{SELECT sentdm_send('+14155550123', body => 'x')})
+	{
+		my ($code) = $t->node->psql('postgres', "SET ROLE web_anon; $query");
+		isnt($code, 0, "its role cannot $query");
+	}
+	end_process($pid);
 }
 
 # Any application: the statement
@@ -237,42 +281,40 @@ SQL
 	is(stored($message_id), 1, 'and stores');
 }
 
-# Any application: the program
+# Any application: the programs
+
+my $programs = PostgreSQL::Test::Utils::tempdir();
 
 SKIP:
 {
-	my $prefix = PostgreSQL::Test::Utils::tempdir();
-	my $modules = $ENV{SENTDM_NODE_MODULES};
-	my $output;
-
-	if (!$modules && eval {
-			IPC::Run::run([ 'npm', 'install', '--prefix', $prefix, '--cache', "$prefix/cache", '--no-audit', '--no-fund', 'pg@8' ],
-				'<', \undef, '>&', \$output, IPC::Run::timeout(120)) })
-	{
-		$modules = "$prefix/node_modules";
-	}
-	skip 'the npm package pg cannot be had here', 1 unless $modules && -d "$modules/pg";
+	skip 'the npm package pg cannot be had here', 1 unless $modules;
 
 	my $port = free_port();
 
-	append_to_file("$prefix/server.js", recipe('node'));
-	my $pid = do
-	{
-		local %ENV = (%ENV, NODE_PATH => $modules, PORT => $port, PGHOST => $t->node->host, PGPORT => $t->node->port,
-			PGUSER => 'receiver', PGDATABASE => 'postgres');
-		start_process("$prefix/out.log", 'node', "$prefix/server.js");
-	};
+	append_to_file("$programs/server.js", recipe('node'));
+	my $pid = start_application('receiver', $port, 'node', "$programs/server.js");
 
-	wait_for_port($port);
-	my $message_id = uuid();
-	my $body = event($message_id, 'delivered');
+	takes_webhooks('Node', $port, '/');
+	end_process($pid);
+}
 
-	is(post_to($port, '/', $body, signed($body))->{status}, 200, 'the example for Node answers 200');
-	is(stored($message_id), 1, 'and stores');
-	is(post_to($port, '/', $body, signed("$body "))->{status}, 401, 'it refuses what is not authentic');
-	$t->node->stop('fast');
-	is(post_to($port, '/', $body, signed($body))->{status}, 503, 'and is not there without a database');
-	$t->node->start;
+my ($python) = grep { system("$_ -c 'import psycopg2' 2>/dev/null") == 0 } '/usr/bin/python3', 'python3';
+
+SKIP:
+{
+	skip 'psycopg2 is not installed', 1 unless $python;
+
+	my $port = free_port();
+
+	append_to_file("$programs/application.py", recipe('python') . <<'PY');
+
+from wsgiref.simple_server import ServerHandler, make_server
+ServerHandler.http_version = '1.1'
+make_server('127.0.0.1', int(os.environ['PORT']), application).serve_forever()
+PY
+	my $pid = start_application('receiver', $port, $python, "$programs/application.py");
+
+	takes_webhooks('Python', $port, '/');
 	end_process($pid);
 }
 
