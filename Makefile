@@ -40,3 +40,8 @@ $(FAILPOINT_OBJS): $(FAILPOINTS)/%.o: src/%.c $(wildcard src/*.h)
 
 # The receiver of webhooks, a program of its own: make receiver
 include src/receiver/receiver.mk
+
+# What it costs and how fast it is; a server of its own: docs/performance.md
+.PHONY: bench
+bench:
+	bash test/bench/run.sh $(BENCH)

@@ -248,6 +248,10 @@ main(int argc, char **argv)
 	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, on_socket);
 	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, on_timer);
 	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) atoi(argv[2]));
+
+	/* Or it would open one for each request beyond the streams of the first. */
+	if (argc > 3)
+		curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, atol(argv[2]) / 100 + 1);
 	getrusage(RUSAGE_SELF, &before);
 	began = monotonic();
 	run(argv[1], atoi(argv[2]), argc > 3 ? argv[3] : NULL);

@@ -3,8 +3,13 @@
 
     report.py latency SENT ARRIVALS                   p50 p99 longest of the way, p50 p99 of the commit, in ms
     report.py session SECONDS < pgbench's log         for each client p50 of the first and last seconds, in ms
-    report.py table RESULTS JSON VERSIONS DISK LOAD   Markdown on standard output, all values in JSON
+    report.py profile US < perf script's output       shares of the worker's CPU time, US for each message
+    report.py table RESULTS JSON VERSIONS DISK SECONDS LOAD
+                                                      Markdown on standard output, all values in JSON
+    report.py document JSON PAGE                      the same Markdown again, into docs/performance.md
 """
+import collections
+import itertools
 import json
 import os
 import statistics
@@ -58,6 +63,24 @@ TARGETS = [
 ]
 
 
+# Purposes of the worker's CPU time, by the functions that a sample's stack contains; the first
+# that fits counts.  A tuple has to be there as a whole.
+PURPOSES = [
+    ("claim", ["sentdm_outbox_claim", "sentdm_outbox_next_due"]),
+    ("settle", ["sentdm_outbox_settle"]),
+    ("commit: waiting for the disk", ["XLogFlush"]),
+    ("begin and commit", ["sentdm_transact", "sentdm_begin", "sentdm_commit", "transact"]),
+    ("send() to the server, in which the kernel also wakes it", [("sentdm_http_run", "send"), ("sentdm_http_run", "__send"),
+                                                                  ("sentdm_http_run", "__libc_send")]),
+    ("recv() from the server", [("sentdm_http_run", "recv"), ("sentdm_http_run", "__recv"), ("sentdm_http_run", "__libc_recv")]),
+    ("epoll and timer", ["epoll_ctl", "timerfd_settime", "epoll_wait", "arm_timer", "on_socket"]),
+    ("libcurl, the rest", ["sentdm_http_run"]),
+    ("submitting a request", ["sentdm_flight_submit", "sentdm_http_submit"]),
+    ("reading answers", ["sentdm_answer_parse", "sentdm_flight_collect"]),
+    ("waiting", ["WaitEventSetWait"]),
+]
+
+
 def percentile(values, share):
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
@@ -94,6 +117,31 @@ def session(seconds):
         first = [ms for at, ms in sends if at <= begin + float(seconds)]
         last = [ms for at, ms in sends if at >= end - float(seconds)]
         print(client, "%.4f %.4f" % (percentile(first, 0.5), percentile(last, 0.5)))
+
+
+def purpose_of(stack):
+    for purpose, patterns in PURPOSES:
+        for pattern in patterns:
+            if all(name in stack for name in ([pattern] if isinstance(pattern, str) else pattern)):
+                return purpose
+    return "the rest of the worker, and what could not be attributed"
+
+
+def profile(us_per_message):
+    shares = collections.Counter()
+    stack = set()
+    for line in itertools.chain(sys.stdin, "\n"):
+        words = line.split()
+        if words:
+            stack.add(words[1].split("+")[0].split("@")[0])
+        elif stack:
+            shares[purpose_of(stack)] += 1
+            stack = set()
+    total = sum(shares.values())
+    print("%d samples, %s us of the worker's CPU for each message\n" % (total, us_per_message))
+    print("| us | share | what |\n|---|---|---|")
+    for purpose, samples in shares.most_common():
+        print("| %.1f | %.1f %% | %s |" % (float(us_per_message) * samples / total, 100.0 * samples / total, purpose))
 
 
 def read_results(results_file):
@@ -142,19 +190,33 @@ def processor():
     return os.uname().machine
 
 
-def table(results_file, json_file, versions, disk, load):
+def markdown(machine, rows):
+    lines = [machine, "", "| measurement | ours | reference | ratio | spread | target |", "|---|---|---|---|---|---|"]
+    return lines + ["| %s |" % " | ".join(cells(name, row)) for name, row in rows.items()]
+
+
+def table(results_file, json_file, versions, disk, seconds, load):
     rows = read_results(results_file)
-    machine = "%d x %s, Linux %s, disk %s; %s; load average %s before, %.2f after" % (
-        os.cpu_count(), processor(), os.uname().release, disk, versions, load, os.getloadavg()[0])
-    print("%s, %s\n" % (time.strftime("%Y-%m-%d"), machine))
-    print("| measurement | ours | reference | ratio | spread | target |\n|---|---|---|---|---|---|")
+    machine = "%s, %d x %s, Linux %s, disk %s; %s; load average %s before, %.2f after; %s s" % (
+        time.strftime("%Y-%m-%d"), os.cpu_count(), processor(), os.uname().release, disk, versions, load,
+        os.getloadavg()[0], seconds)
     for name, row in rows.items():
         row["target"] = targets_of(name, row).replace("**", "")
-        print("| %s |" % " | ".join(cells(name, row)))
+    print("\n".join(markdown(machine, rows)))
     with open(json_file, "w") as out:
         json.dump({"machine": machine, "measured_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                    "measurements": rows}, out, indent=1)
 
 
+def document(json_file, page):
+    """Put the table of a run into the page, between its marks."""
+    run = json.load(open(json_file))
+    before, rest = open(page).read().split("<!-- the table -->\n")
+    after = rest[rest.index("<!-- its end -->"):]
+    with open(page, "w") as out:
+        out.write(before + "<!-- the table -->\n" + "\n".join(markdown(run["machine"], run["measurements"])) + "\n" + after)
+
+
 if __name__ == "__main__":
-    {"latency": latency, "session": session, "table": table}[sys.argv[1]](*sys.argv[2:])
+    {"latency": latency, "session": session, "profile": profile, "table": table,
+     "document": document}[sys.argv[1]](*sys.argv[2:])

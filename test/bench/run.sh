@@ -28,6 +28,8 @@ N=50000							# messages in a drain
 SECONDS_EACH=4					# for what runs for a time
 IN_FLIGHT="64 256 1024"			# with latency
 PACES_MS="3000 1000 100 10"		# between single sends
+DRAINED=10000					# messages in a drain beside a backlog or a history
+QUEUED=1000000					# messages of a backlog, or for tomorrow
 MANY=1000000					# rows of history, stored events
 SNAPSHOT_S=60
 SESSION_S=60
@@ -43,7 +45,7 @@ stop_everything() {
 	((${#CHILDREN[@]} == 0)) || kill "${CHILDREN[@]}" 2>/dev/null || true
 	[[ ! $SERVER_STARTED ]] || as_user "$PG_BIN/pg_ctl" -D "$SCRATCH/data" -s -m immediate stop || true
 	if ((status == 1)) && [[ -s $SCRATCH/server.log ]]; then
-		tail -n 20 "$SCRATCH/server.log" >&2
+		grep -v checkpoint "$SCRATCH/server.log" | tail -n 20 >&2
 	fi
 	[[ ! $SCRATCH ]] || rm -rf "$SCRATCH"
 	exit "$status"
@@ -86,7 +88,7 @@ start_server() {
 # make_database NAME: what sends, the same tables without us, and what to fill them with
 make_database() {
 	DB=postgres sql -c "CREATE DATABASE $1"
-	DB=$1 sql -f - <<-SQL
+	DB=$1 sql -f - >/dev/null <<-SQL
 		CREATE EXTENSION pgcrypto;
 		CREATE EXTENSION sentdm;
 		SELECT sentdm_enable();
@@ -104,10 +106,11 @@ make_database() {
 }
 
 report() {
+	[[ -s $SCRATCH/results ]] || return 0
 	mkdir -p "$(dirname "$JSON_FILE")"
 	python3 "$SCRATCH/src/test/bench/report.py" table "$SCRATCH/results" "$JSON_FILE" \
 		"$(as_user "$PG_BIN/postgres" --version), libcurl $(curl-config --version | cut -d' ' -f2), $(openssl version | cut -d' ' -f1,2)$(node_version)" \
-		"$(stat -f -c %T "$SCRATCH")" "$LOAD_BEFORE"
+		"$(stat -f -c %T "$SCRATCH")" "$SECONDS" "$LOAD_BEFORE"
 }
 
 wants() {
@@ -122,7 +125,7 @@ main() {
 	local name names=() packages="libpq-dev curl procps openssl"
 	while (($#)); do
 		case $1 in
-			--quick) N=20000 SECONDS_EACH=3 IN_FLIGHT=64 PACES_MS="100 10" MANY=100000 SNAPSHOT_S=30 SESSION_S=15 ALL=$QUICK ;;
+			--quick) N=20000 SECONDS_EACH=3 IN_FLIGHT=64 PACES_MS="100 10" QUEUED=100000 MANY=100000 SNAPSHOT_S=30 SESSION_S=15 ALL=$QUICK ;;
 			--full) MANY=10000000 SNAPSHOT_S=600 ;;
 			--json) JSON_FILE=$(realpath "$2") && shift ;;
 			-*) die "usage: $0 [--quick | --full] [--json FILE] [NAME...]" ;;
@@ -156,7 +159,6 @@ main() {
 	done
 	! grep -E 'PANIC|FATAL|ERROR' "$SCRATCH/server.log" | grep -v 'terminating' >&2 || die "the server's log has errors"
 	report
-	printf '\n%d s in all, load average %s\n' "$SECONDS" "$(cut -d' ' -f1-3 /proc/loadavg)" >&2
 }
 
 main "$@"

@@ -261,22 +261,14 @@ measure_thousand() {
 # What waits or was sent already must not matter.  A second database carries it, and
 # the two are measured in turn.
 
-DRAINED=10000
-
-# make_big: a second database, new and on hold
 make_big() {
-	DB=postgres sql -c "SELECT pg_database_size('big')" >/dev/null 2>&1 || make_database big
+	make_database big
 	DB=big hold
-	DB=big empty_tables
 }
 
 drop_big() {
 	DB=big sql -c "SELECT sentdm_disable()" >/dev/null
-	wait_until 20 drops_big || die "the second database cannot be dropped"
-}
-
-drops_big() {
-	DB=postgres sql -c "DROP DATABASE big WITH (FORCE)" 2>/dev/null
+	DB=postgres sql -c "DROP DATABASE big WITH (FORCE)"
 }
 
 # small_drain: the same number of messages, alone, in the first database
@@ -290,14 +282,14 @@ measure_backlog() {
 	local round rate
 	warm_up
 	make_big
-	DB=big insert_messages 1000000 queued 'now()'
+	DB=big insert_messages $QUEUED queued 'now()'
 	DB=big sql -c "VACUUM ANALYZE sentdm.messages, sentdm.outbox"
 	for ((round = 0; round < ROUNDS + 2; round++)); do
 		standin
 		rate=$(per_second $DRAINED "$(DB=big drain $DRAINED)")
 		DB=big hold
-		record "memory of the worker, 1,000,000 queued" only "$(memory_of "$(DB=big worker_pid)")" MB
-		both "drain with 1,000,000 queued: of the drain with 10,000" "$rate" "$(small_drain)" messages/s
+		record "memory of the worker, $(thousands $QUEUED) queued" only "$(memory_of "$(DB=big worker_pid)")" MB
+		both "drain with $(thousands $QUEUED) queued: of the drain with $(thousands $DRAINED)" "$rate" "$(small_drain)" messages/s
 	done
 	drain_all_of_big
 	drop_big
@@ -317,9 +309,9 @@ drain_all_of_big() {
 		sleep 1
 	done
 	[[ $(DB=big worker_pid) == "$worker" ]] || die "the worker was replaced"
-	[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.messages WHERE state = 'accepted'") == 1000000 ]] || die "not all of the million was accepted"
-	[[ $(DB=big sql -c "SELECT count(DISTINCT sent_id) FROM sentdm.deliveries") == 1000000 ]] || die "not all of the million was stored"
-	both "memory of the worker over 1,000,000 messages: peak, of the first seconds" "$peak" "$first" MB
+	[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.messages WHERE state = 'accepted'") == $QUEUED ]] || die "not all of the million was accepted"
+	[[ $(DB=big sql -c "SELECT count(DISTINCT sent_id) FROM sentdm.deliveries") == $QUEUED ]] || die "not all of the million was stored"
+	both "memory of the worker over $(thousands $QUEUED) messages: peak, of the first seconds" "$peak" "$first" MB
 }
 
 big_is_busy() {
@@ -350,7 +342,7 @@ measure_history() {
 		standin
 		rate=$(per_second $DRAINED "$(DB=big drain)")
 		[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.messages WHERE state = 'accepted'") == $((MANY + DRAINED * (round + 1))) ]] || die "not all was accepted"
-		both "drain with a history of $(printf "%'d" $MANY): of the drain without" "$rate" "$(small_drain)" messages/s
+		both "drain with a history of $(thousands $MANY): of the drain without" "$rate" "$(small_drain)" messages/s
 	done
 	drop_big
 }
@@ -423,7 +415,7 @@ measure_scheduled() {
 	local round
 	warm_up
 	make_big
-	DB=big insert_messages 1000000 queued "now() + interval '1 day'"
+	DB=big insert_messages $QUEUED queued "now() + interval '1 day'"
 	DB=big release
 	for ((round = 0; round < ROUNDS; round++)); do
 		standin
@@ -432,9 +424,31 @@ measure_scheduled() {
 			SELECT id, us, us FROM sent" >"$SCRATCH/sent"
 		wait_until 20 has_arrived 100 || die "what was due did not leave"
 		latencies
-		record "1,000,000 scheduled, 100 due: from due to arrival, median" only "$p50" ms
-		record "1,000,000 scheduled, 100 due: from due to arrival, longest" only "$longest" ms
+		record "$(thousands $QUEUED) scheduled, 100 due: from due to arrival, median" only "$p50" ms
+		record "$(thousands $QUEUED) scheduled, 100 due: from due to arrival, longest" only "$longest" ms
 	done
-	[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.outbox") == 1000000 ]] || die "something of tomorrow was sent today"
+	[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.outbox") == $QUEUED ]] || die "something of tomorrow was sent today"
 	drop_big
+}
+
+# Not in the table: where the worker's CPU time goes, per message, by perf.  Its own
+# symbols and the libraries' names are enough; no debug packages.
+measure_profile() {
+	local worker before
+	command -v perf >/dev/null || die "profile needs perf (Debian: linux-perf)"
+	warm_up
+	fill $N
+	standin
+	worker=$(worker_pid)
+	perf record -q -F 999 -g --call-graph dwarf,8192 -p "$worker" -o "$SCRATCH/perf.data" -- sleep $WAIT_S 2>"$SCRATCH/perf.log" &
+	CHILDREN+=($!)
+	sleep 1
+	before=$(cpu_of "$worker")
+	drain >/dev/null
+	before=$(calculate "$(cpu_of "$worker") - $before")
+	kill -INT "${CHILDREN[-1]}"
+	wait "${CHILDREN[-1]}" || true
+	unset 'CHILDREN[-1]'
+	perf script --no-inline -F ip,sym,dso -i "$SCRATCH/perf.data" 2>/dev/null |
+		python3 "$SCRATCH/src/test/bench/report.py" profile "$(calculate "$before * 1000000 / $N")"
 }

@@ -22,6 +22,11 @@ calculate() {
 	awk "BEGIN { printf \"%.${2:-3}f\", $1 }"
 }
 
+# thousands NUMBER: with commas, in any locale
+thousands() {
+	sed -E ':again; s/^([0-9]+)([0-9]{3})/\1,\2/; t again' <<<"$1"
+}
+
 per_second() {
 	calculate "$1 / $2" 1
 }
