@@ -30,7 +30,8 @@ CREATE TABLE sentdm.messages (
 	http_status integer,
 	error_code text,
 	error text,
-	request_id text
+	request_id text,
+	erased_at timestamptz
 );
 CREATE UNIQUE INDEX messages_unique_key ON sentdm.messages (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX messages_tag ON sentdm.messages (tag) WHERE tag IS NOT NULL;
@@ -43,6 +44,7 @@ COMMENT ON COLUMN sentdm.messages.state IS 'queued until the outcome is stored; 
 COMMENT ON COLUMN sentdm.messages.unique_key IS 'the caller''s own key: a second message with the same key is not sent';
 COMMENT ON COLUMN sentdm.messages.generation IS 'part of the Idempotency-Key; only a deliberate sentdm_retry() raises it';
 COMMENT ON COLUMN sentdm.messages.attempts IS 'requests made that Sent may have looked at';
+COMMENT ON COLUMN sentdm.messages.erased_at IS 'when its text and parameters were erased: it cannot be retried any more';
 COMMENT ON COLUMN sentdm.messages.request_id IS 'Sent''s id of the answered request, for its support';
 
 CREATE TABLE sentdm.outbox (
@@ -87,6 +89,7 @@ CREATE TABLE sentdm.deliveries (
 	price numeric
 ) WITH (fillfactor = 85);
 CREATE INDEX deliveries_message_id ON sentdm.deliveries (message_id);
+CREATE INDEX deliveries_elsewhere ON sentdm.deliveries (sent_id) WHERE message_id IS NULL;
 -- Without it, a publication FOR ALL TABLES would make every update here an error.
 ALTER TABLE sentdm.deliveries REPLICA IDENTITY FULL;
 
@@ -223,6 +226,23 @@ AS 'MODULE_PATHNAME', 'sentdm_webhook_secret_set' LANGUAGE C VOLATILE PARALLEL R
 REVOKE ALL ON FUNCTION sentdm.webhook_secret_set() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm.webhook_secret_set() IS 'internal: is sentdm.webhook_secret set?';
 
+CREATE FUNCTION sentdm.seconds_to_send(requests bigint, recipients bigint) RETURNS double precision
+AS 'MODULE_PATHNAME', 'sentdm_pace' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+REVOKE ALL ON FUNCTION sentdm.seconds_to_send(bigint, bigint) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.seconds_to_send(bigint, bigint)
+IS 'internal: how long so much takes at least, under the limits in force; NULL: there are none';
+
+CREATE FUNCTION sentdm.without_content(request jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT jsonb_strip_nulls(jsonb_build_object('to', request -> 'to', 'channel', request -> 'channel',
+	'sandbox', request -> 'sandbox',
+	'template', CASE WHEN request ? 'template' THEN (request -> 'template') - 'parameters' END))
+$$;
+REVOKE ALL ON FUNCTION sentdm.without_content(jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.without_content(jsonb) IS 'internal: a request without text, parameters and further fields';
+
 CREATE FUNCTION sentdm.fence() RETURNS text
 AS 'MODULE_PATHNAME', 'sentdm_fence' LANGUAGE C VOLATILE PARALLEL RESTRICTED
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -295,6 +315,20 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 REVOKE ALL ON FUNCTION sentdm_retry(uuid) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_retry(uuid)
 IS 'send a failed, expired, cancelled or uncertain message again, deliberately, under a new key; false: it is in no such state';
+
+CREATE FUNCTION sentdm_cancel_tag(tag text) RETURNS bigint
+AS 'MODULE_PATHNAME', 'sentdm_cancel_tag' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_cancel_tag(text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_cancel_tag(text)
+IS 'cancel all messages of a tag for which it is not too late; so many will never be sent';
+
+CREATE FUNCTION sentdm_retry_tag(tag text, states text[] DEFAULT '{failed}') RETURNS bigint
+AS 'MODULE_PATHNAME', 'sentdm_retry_tag' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_retry_tag(text, text[]) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_retry_tag(text, text[])
+IS 'send the failed messages of a tag again, or those in other states (expired, cancelled, uncertain), as sentdm_retry() does; returns how many';
 
 --
 -- Operating
@@ -413,19 +447,26 @@ REVOKE ALL ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[]) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[])
 	IS 'many webhooks at once; one row for each, in order';
 
+-- What a role sees in the views: those who may read sentdm.deliveries.recipient
+-- see numbers in full, others all but the middle; where row security is enabled
+-- on sentdm.messages, those who may not read sentdm.sender see what was written
+-- by a role that they are a member of.  Each is found out once a query.
 CREATE VIEW sentdm.inbound AS
 	SELECT e.sent_id,
-		coalesce(m.body ->> 'inbound_number', m.body ->> 'from') AS contact,
+		CASE WHEN (SELECT pg_catalog.has_column_privilege('sentdm.deliveries', 'recipient', 'SELECT')) THEN m.contact
+			ELSE left(m.contact, least(greatest(length(m.contact) - 7, 1), 5)) || '****' || right(m.contact, 3) END AS contact,
 		coalesce(m.body ->> 'outbound_number', m.body ->> 'to') AS line,
 		m.body ->> 'channel' AS channel,
 		m.body ->> 'text' AS text,
 		e.received_at,
 		m.body -> 'media' AS media
 	FROM sentdm.events e
-		CROSS JOIN LATERAL (SELECT coalesce(e.payload -> 'payload', e.payload -> 'data') AS body) m
-	WHERE e.event = 'message.received';
+		CROSS JOIN LATERAL (SELECT coalesce(e.payload -> 'payload', e.payload -> 'data') AS body) b
+		CROSS JOIN LATERAL (SELECT b.body, coalesce(b.body ->> 'inbound_number', b.body ->> 'from') AS contact) m
+	WHERE e.event = 'message.received' AND e.reason IS DISTINCT FROM 'forgotten'
+		AND (SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'));
 COMMENT ON VIEW sentdm.inbound IS 'messages received from contacts';
-COMMENT ON COLUMN sentdm.inbound.contact IS 'who wrote it';
+COMMENT ON COLUMN sentdm.inbound.contact IS 'who wrote it; masked, as the numbers in sentdm.status are';
 COMMENT ON COLUMN sentdm.inbound.line IS 'our number that it was written to';
 COMMENT ON COLUMN sentdm.inbound.received_at IS 'when it came here';
 COMMENT ON COLUMN sentdm.inbound.media IS 'array of {url, mime_type, size_bytes, hash_sha256}; NULL: none';
@@ -436,7 +477,8 @@ COMMENT ON COLUMN sentdm.inbound.media IS 'array of {url, mime_type, size_bytes,
 
 CREATE VIEW sentdm.status AS
 SELECT m.id AS message_id,
-	r.recipient,
+	CASE WHEN (SELECT pg_catalog.has_column_privilege('sentdm.deliveries', 'recipient', 'SELECT')) THEN r.recipient
+		ELSE left(r.recipient, least(greatest(length(r.recipient) - 7, 1), 5)) || '****' || right(r.recipient, 3) END AS recipient,
 	r.channel,
 	CASE WHEN r.refused THEN r.status
 		WHEN m.state = 'queued' AND o.claimed THEN 'sending'
@@ -444,7 +486,9 @@ SELECT m.id AS message_id,
 	r.status,
 	r.status_at,
 	coalesce(r.reason_code, m.error_code, o.error_code) AS error_code,
-	coalesce(r.reason, m.error, o.error) AS error,
+	CASE WHEN (SELECT pg_catalog.has_column_privilege('sentdm.deliveries', 'recipient', 'SELECT'))
+		THEN coalesce(r.reason, m.error, o.error)
+		ELSE pg_catalog.regexp_replace(coalesce(r.reason, m.error, o.error), '[0-9]{7,}', '****', 'g') END AS error,
 	coalesce(o.attempts, m.attempts) AS attempts,
 	m.tag,
 	m.created_at,
@@ -465,48 +509,84 @@ CROSS JOIN LATERAL (
 	SELECT t.recipient, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false
 	FROM pg_catalog.jsonb_array_elements_text(m.request -> 'to') AS t(recipient)
 	WHERE NOT EXISTS (SELECT FROM sentdm.deliveries d WHERE d.message_id = m.id AND d.recipient = t.recipient)
-) AS r;
+) AS r
+WHERE (SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+	OR m.created_by IN (SELECT a.rolname FROM pg_catalog.pg_roles a WHERE pg_catalog.pg_has_role(a.oid, 'USAGE'));
 COMMENT ON VIEW sentdm.status IS 'one row per recipient (and channel) of a message, from enqueue to receipt';
+COMMENT ON COLUMN sentdm.status.recipient IS 'masked, as in +1415****123, for those who may not read sentdm.deliveries.recipient';
 COMMENT ON COLUMN sentdm.status.state IS 'what became of our request: queued, sending, accepted, failed, expired, cancelled, uncertain';
 COMMENT ON COLUMN sentdm.status.status IS 'what Sent last said about this recipient; NULL before it was accepted';
 
+-- By tag first, so that a condition on the tag reads that tag's messages only.
 CREATE VIEW sentdm.progress AS
-WITH sent AS (
-	SELECT m.tag, m.id, m.state, m.created_at, m.finished_at,
-		pg_catalog.jsonb_array_length(m.request -> 'to') AS recipients
-	FROM sentdm.messages m WHERE m.tag IS NOT NULL
-), by_message AS (
-	SELECT tag, sum(recipients) AS total,
-		coalesce(sum(recipients) FILTER (WHERE state = 'queued'), 0) AS queued,
-		coalesce(sum(recipients) FILTER (WHERE state IN ('failed', 'expired', 'cancelled', 'uncertain')), 0) AS not_sent,
-		coalesce(sum(recipients) FILTER (WHERE finished_at > pg_catalog.now() - interval '1 minute'), 0) AS last_minute,
-		greatest(extract(epoch FROM least(pg_catalog.now() - min(created_at), interval '1 minute')), 1) AS seconds
-	FROM sent GROUP BY tag
-), by_delivery AS (
-	SELECT s.tag,
-		count(DISTINCT d.recipient) FILTER (WHERE d.sent_id IS NOT NULL) AS accepted,
+SELECT m.tag, m.total, m.queued,
+	d.accepted,
+	d.delivered,
+	m.failed + m.expired + m.cancelled + m.uncertain + d.failed AS failed,
+	pg_catalog.round(100.0 * (m.total - m.queued) / nullif(m.total, 0), 1) AS percent,
+	pg_catalog.round((60 * m.last_minute / m.seconds)::numeric, 0) AS rate_per_minute,
+	CASE WHEN w.requests > 0 AND w.requests >= m.queued_requests AND sending.possible
+		THEN greatest(w.last_due, pg_catalog.now() + interval '1 second'
+			* greatest(sentdm.seconds_to_send(w.requests + a.requests, w.recipients + a.recipients),
+				-- of a rate that was kept for a while
+				CASE WHEN m.seconds >= 5 THEN m.queued / (m.last_minute / m.seconds) END)) END AS eta,
+	m.expired, m.cancelled, m.uncertain
+FROM (
+	SELECT g.tag, sum(t.recipients) AS total,
+		coalesce(sum(t.recipients) FILTER (WHERE g.state = 'queued'), 0) AS queued,
+		count(*) FILTER (WHERE g.state = 'queued') AS queued_requests,
+		coalesce(sum(t.recipients) FILTER (WHERE g.state = 'failed'), 0) AS failed,
+		coalesce(sum(t.recipients) FILTER (WHERE g.state = 'expired'), 0) AS expired,
+		coalesce(sum(t.recipients) FILTER (WHERE g.state = 'cancelled'), 0) AS cancelled,
+		coalesce(sum(t.recipients) FILTER (WHERE g.state = 'uncertain'), 0) AS uncertain,
+		coalesce(sum(t.recipients) FILTER (WHERE g.finished_at > pg_catalog.now() - interval '1 minute'), 0) AS last_minute,
+		greatest(extract(epoch FROM pg_catalog.now()
+			- min(g.finished_at) FILTER (WHERE g.finished_at > pg_catalog.now() - interval '1 minute')), 1) AS seconds
+	FROM sentdm.messages g
+		CROSS JOIN LATERAL (SELECT pg_catalog.jsonb_array_length(g.request -> 'to') AS recipients) AS t
+	WHERE g.tag IS NOT NULL
+		AND ((SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+			OR g.created_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'USAGE')))
+	GROUP BY g.tag) AS m
+-- What became of it, as Sent tracks it.
+CROSS JOIN LATERAL (
+	SELECT count(DISTINCT d.recipient) FILTER (WHERE d.sent_id IS NOT NULL) AS accepted,
 		count(*) FILTER (WHERE d.status IN ('delivered', 'read')) AS delivered,
 		count(*) FILTER (WHERE d.status IN ('failed', 'filtered', 'blocked', 'cancelled', 'expired', 'uncertain')) AS failed
-	FROM sent s JOIN sentdm.deliveries d ON d.message_id = s.id GROUP BY s.tag
-)
-SELECT m.tag, m.total, m.queued,
-	coalesce(d.accepted, 0) AS accepted,
-	coalesce(d.delivered, 0) AS delivered,
-	m.not_sent + coalesce(d.failed, 0) AS failed,
-	pg_catalog.round(100.0 * (m.total - m.queued) / m.total, 1) AS percent,
-	pg_catalog.round((60 * m.last_minute / m.seconds)::numeric, 0) AS rate_per_minute,
-	CASE WHEN m.queued > 0 AND m.last_minute > 0
-		THEN pg_catalog.now() + m.queued / (m.last_minute / m.seconds) * interval '1 second' END AS eta
-FROM by_message m LEFT JOIN by_delivery d USING (tag);
+	FROM sentdm.messages g JOIN sentdm.deliveries d ON d.message_id = g.id WHERE g.tag = m.tag) AS d
+-- Its own place in the queue, and what is due there before it.
+CROSS JOIN LATERAL (
+	SELECT count(*) AS requests, coalesce(sum(coalesce(pg_catalog.cardinality(o.recipients),
+			pg_catalog.jsonb_array_length(g.request -> 'to'))), 0) AS recipients,
+		max(o.due_at) AS last_due, min(CASE o.priority WHEN 'high' THEN 1 WHEN 'normal' THEN 2 ELSE 3 END) AS lane
+	FROM sentdm.messages g JOIN sentdm.outbox o ON o.message_id = g.id
+	WHERE g.tag = m.tag AND g.state = 'queued') AS w
+CROSS JOIN LATERAL (
+	SELECT coalesce(sum(q.requests), 0)::bigint AS requests, coalesce(sum(q.recipients), 0)::bigint AS recipients
+	FROM (SELECT o.priority, count(*) AS requests, sum(coalesce(pg_catalog.cardinality(o.recipients),
+				pg_catalog.jsonb_array_length(g.request -> 'to'))) AS recipients
+			FROM sentdm.outbox o JOIN sentdm.messages g ON g.id = o.message_id
+			WHERE o.due_at <= pg_catalog.now() GROUP BY o.priority) AS q
+	WHERE CASE q.priority WHEN 'high' THEN 1 WHEN 'normal' THEN 2 ELSE 3 END < w.lane) AS a
+CROSS JOIN (
+	SELECT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled AND s.paused_at IS NULL)
+		AND pg_catalog.current_setting('sentdm.mode') <> 'hold' AND sentdm.fence() IS NULL AS possible) AS sending;
 COMMENT ON VIEW sentdm.progress IS 'one row per tag: how far a campaign is, counted in recipients';
 COMMENT ON COLUMN sentdm.progress.percent IS 'share that is not waiting any more';
-COMMENT ON COLUMN sentdm.progress.eta IS 'when the queue will be empty at the rate of the last minute; NULL when nothing moves';
+COMMENT ON COLUMN sentdm.progress.failed IS 'all that will not arrive: expired, cancelled and uncertain too';
+COMMENT ON COLUMN sentdm.progress.rate_per_minute IS 'recipients a minute, as of the last one';
+COMMENT ON COLUMN sentdm.progress.eta
+IS 'when the last one leaves, by the limits in force, what is due before it, its own schedule and the rate of the last minute, whichever is slowest; NULL: nothing is queued, or nothing can leave';
 
 CREATE VIEW sentdm.problems AS
-SELECT m.state AS problem, m.id AS message_id, m.finished_at AS since, m.error_code, m.error AS detail,
+SELECT m.state AS problem, m.id AS message_id, m.finished_at AS since, m.error_code,
+	CASE WHEN (SELECT pg_catalog.has_column_privilege('sentdm.deliveries', 'recipient', 'SELECT')) THEN m.error
+		ELSE pg_catalog.regexp_replace(m.error, '[0-9]{7,}', '****', 'g') END AS detail,
 	CASE m.state WHEN 'uncertain' THEN pg_catalog.format('Sent may have accepted it. To send it again all the same: SELECT sentdm_retry(%L);', m.id)
 		ELSE pg_catalog.format('To send it again: SELECT sentdm_retry(%L);', m.id) END AS hint
 FROM sentdm.messages m WHERE m.state IN ('failed', 'uncertain')
+	AND ((SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+		OR m.created_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'USAGE')))
 UNION ALL
 SELECT 'paused', NULL, s.paused_at, s.pause_kind, s.pause_reason,
 	CASE s.pause_kind WHEN 'user' THEN 'To go on: SELECT sentdm_resume();'
@@ -879,47 +959,125 @@ COMMENT ON FUNCTION sentdm_refresh(uuid) IS 'ask the API for the present status 
 --
 
 CREATE FUNCTION sentdm_prune() RETURNS bigint
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'sentdm_prune' LANGUAGE C VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION sentdm_prune() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_prune()
+IS 'apply sentdm.retention and sentdm.body_retention now, as the worker does in small batches; returns how many rows that changed';
+
+CREATE FUNCTION sentdm_forget(phone text, keep_opt_out boolean DEFAULT true)
+RETURNS TABLE (what text, rows bigint)
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	retention_s CONSTANT bigint := (SELECT setting::bigint FROM pg_settings WHERE name = 'sentdm.retention');
-	body_retention_s CONSTANT bigint := (SELECT setting::bigint FROM pg_settings WHERE name = 'sentdm.body_retention');
-	pruned bigint := 0;
+	addressed uuid[];		-- messages
+	free uuid[];			-- of these, those that wait and nobody has tried to send
+	sent_ids uuid[];
 	n bigint;
 BEGIN
-	IF retention_s > 0 THEN
-		WITH old AS (DELETE FROM sentdm.messages m
-			WHERE m.finished_at < now() - retention_s * interval '1 second' RETURNING m.id)
-		DELETE FROM sentdm.deliveries d USING old WHERE d.message_id = old.id;
-		GET DIAGNOSTICS n = ROW_COUNT;
-		pruned := pruned + n;
-		DELETE FROM sentdm.deliveries d WHERE d.message_id IS NULL
-			AND d.status_at < now() - retention_s * interval '1 second';
-		GET DIAGNOSTICS n = ROW_COUNT;
-		pruned := pruned + n;
-		DELETE FROM sentdm.events e WHERE e.received_at < now() - retention_s * interval '1 second';
-		GET DIAGNOSTICS n = ROW_COUNT;
-		pruned := pruned + n;
+	IF phone !~ '^\+[1-9][0-9]{6,14}$' THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "phone" is not an E.164 number',
+			HINT = 'Write numbers with a plus sign and the country code, digits only, such as +14155550123.';
 	END IF;
-	IF body_retention_s >= 0 THEN
-		UPDATE sentdm.messages m
-		SET request = CASE WHEN m.request ? 'text' THEN jsonb_set(m.request, '{text}', '""')
-			ELSE m.request #- '{template,parameters}' END
-		WHERE m.finished_at < now() - body_retention_s * interval '1 second'
-			AND m.state IN ('accepted', 'expired', 'cancelled')
-			AND (m.request ->> 'text' <> '' OR m.request #> '{template,parameters}' IS NOT NULL);
-		GET DIAGNOSTICS n = ROW_COUNT;
-		pruned := pruned + n;
+	-- A message that is called off must not come back with a crash.
+	IF current_setting('synchronous_commit') = 'off' THEN
+		PERFORM set_config('synchronous_commit', 'on', true);
 	END IF;
-	RETURN pruned;
+	addressed := ARRAY(SELECT m.id FROM sentdm.messages m WHERE m.request -> 'to' ? phone);
+
+	-- What waits: rows of the queue that can be locked, and messages on hold, which
+	-- are looked at again once they are locked.
+	free := ARRAY(SELECT o.message_id FROM sentdm.outbox o WHERE o.message_id = ANY (addressed)
+			AND o.claimed_at IS NULL AND o.ambiguous_since IS NULL AND o.part = 0 AND o.recipients IS NULL
+		FOR UPDATE SKIP LOCKED)
+		|| ARRAY(SELECT m.id FROM sentdm.messages m WHERE m.id = ANY (addressed) AND m.state = 'queued'
+			AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id) FOR UPDATE SKIP LOCKED);
+	free := ARRAY(SELECT m.id FROM sentdm.messages m WHERE m.id = ANY (free) AND m.state = 'queued'
+		AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id
+			AND NOT (o.claimed_at IS NULL AND o.ambiguous_since IS NULL AND o.part = 0 AND o.recipients IS NULL)));
+	WITH alone AS (
+		UPDATE sentdm.messages m SET state = 'cancelled', finished_at = now()
+		WHERE m.id = ANY (free) AND jsonb_array_length(m.request -> 'to') = 1 RETURNING m.id
+	), gone AS (
+		DELETE FROM sentdm.outbox o USING alone WHERE o.message_id = alone.id
+	)
+	SELECT count(*) INTO n FROM alone;
+	what := 'messages cancelled'; rows := n; RETURN NEXT;
+
+	-- What has ended, and what goes to others too; under a new key, as the request
+	-- is another one now.
+	UPDATE sentdm.messages m
+	SET request = jsonb_set(CASE WHEN jsonb_array_length(m.request -> 'to') = 1 THEN sentdm.without_content(m.request)
+			ELSE m.request END, '{to}', (m.request -> 'to') - phone),
+		generation = m.generation + CASE WHEN m.state = 'queued' THEN 1 ELSE 0 END,
+		erased_at = CASE WHEN jsonb_array_length(m.request -> 'to') = 1 THEN now() ELSE m.erased_at END,
+		error = CASE WHEN jsonb_array_length(m.request -> 'to') > 1 AND position(phone IN m.error) = 0 THEN m.error END
+	WHERE m.id = ANY (addressed) AND (m.id = ANY (free) OR m.state <> 'queued');
+	GET DIAGNOSTICS n = ROW_COUNT;
+	what := 'messages'; rows := n; RETURN NEXT;
+
+	WITH gone AS (DELETE FROM sentdm.deliveries d WHERE d.recipient = phone RETURNING d.sent_id)
+	SELECT count(*), array_agg(g.sent_id) FILTER (WHERE g.sent_id IS NOT NULL) INTO n, sent_ids FROM gone g;
+	what := 'deliveries'; rows := n; RETURN NEXT;
+
+	-- A husk stays, to know an event again that is repeated.
+	UPDATE sentdm.events e
+	SET payload = CASE WHEN e.payload IS NOT NULL THEN jsonb_build_object('event', e.event) END,
+		raw = NULL, reason = 'forgotten', sent_id = NULL
+	WHERE e.sent_id = ANY (sent_ids) OR position(to_json(phone)::text IN e.payload::text) > 0
+		OR position(convert_to(phone, 'UTF8') IN e.raw) > 0;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	what := 'events'; rows := n; RETURN NEXT;
+
+	DELETE FROM sentdm.optouts o WHERE o.phone = sentdm_forget.phone AND NOT keep_opt_out;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	what := 'optouts'; rows := n; RETURN NEXT;
+
+	SELECT count(*) INTO n FROM sentdm.messages m WHERE m.id = ANY (addressed) AND m.request -> 'to' ? phone;
+	what := 'messages being sent'; rows := n; RETURN NEXT;
+	IF n > 0 THEN
+		RAISE WARNING USING MESSAGE = 'some messages are being sent at this moment, and could not be forgotten',
+			HINT = 'Call sentdm_forget() again when they have come to an end.';
+	END IF;
 END $$;
-REVOKE ALL ON FUNCTION sentdm_prune() FROM PUBLIC;
-COMMENT ON FUNCTION sentdm_prune() IS 'apply sentdm.retention and sentdm.body_retention now; returns how many rows that changed';
+REVOKE ALL ON FUNCTION sentdm_forget(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_forget(text, boolean)
+IS 'erase a person from messages, deliveries and events; what waits for them is cancelled first. The opt-out stays unless keep_opt_out is false';
 
 --
 -- Access
 --
+
+-- Without effect until row security is enabled; the owner of the tables, and so
+-- all functions here and the worker, are exempt.
+CREATE POLICY own_messages ON sentdm.messages
+	USING ((SELECT pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+		OR created_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'USAGE')));
+CREATE POLICY own_deliveries ON sentdm.deliveries
+	USING ((SELECT pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+		OR EXISTS (SELECT FROM sentdm.messages m WHERE m.id = message_id));
+CREATE POLICY own_events ON sentdm.events
+	USING ((SELECT pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'))
+		OR EXISTS (SELECT FROM sentdm.deliveries d WHERE d.sent_id = events.sent_id));
+COMMENT ON POLICY own_messages ON sentdm.messages IS 'see sentdm_row_security()';
+COMMENT ON POLICY own_deliveries ON sentdm.deliveries IS 'see sentdm_row_security()';
+COMMENT ON POLICY own_events ON sentdm.events IS 'see sentdm_row_security()';
+
+CREATE FUNCTION sentdm_row_security(enabled boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	relation regclass;
+BEGIN
+	FOREACH relation IN ARRAY '{sentdm.messages,sentdm.deliveries,sentdm.events}'::regclass[] LOOP
+		EXECUTE format('ALTER TABLE %s %s ROW LEVEL SECURITY', relation, CASE WHEN enabled THEN 'ENABLE' ELSE 'DISABLE' END);
+	END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_row_security(boolean) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_row_security(boolean)
+IS 'let readers see only what was sent by a role that they are a member of (messages.created_by), or everything again';
 
 CREATE FUNCTION sentdm.privileges_of(access text) RETURNS SETOF text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -929,18 +1087,27 @@ SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
 FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 	JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND e.extname = 'sentdm'
 WHERE p.proname = ANY (CASE access
-	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_opt_out}'::name[]
-	WHEN 'reader' THEN '{fence}'
+	WHEN 'sender' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_cancel_tag,sentdm_opt_out}'::name[]
+	WHEN 'reader' THEN '{fence,seconds_to_send}'
 	WHEN 'webhook' THEN '{sentdm_receive_webhook,sentdm_receive_webhooks}'
 	WHEN 'monitor' THEN '{worker_report,counters,fence,sentdm_health}'
 	WHEN 'operator' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_retry,
+		sentdm_cancel_tag,sentdm_retry_tag,sentdm_forget,seconds_to_send,
 		sentdm_pause,sentdm_resume,sentdm_enable,sentdm_disable,sentdm_health,sentdm_refresh,sentdm_prune,
 		sentdm_set_webhook_secret,sentdm_opt_out,sentdm_sync_templates,sentdm_sync_contacts,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
 		fence,worker_report,counters,api_rows}' END)
 UNION ALL
+-- Of the tables a reader sees what is neither a number nor a text.
+SELECT format('SELECT (%s) ON %s', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum), a.attrelid::regclass)
+FROM pg_attribute a
+WHERE access = 'reader' AND a.attrelid IN ('sentdm.messages'::regclass, 'sentdm.deliveries'::regclass, 'sentdm.events'::regclass)
+	AND a.attnum > 0 AND NOT a.attisdropped
+	AND a.attname <> ALL ('{request,error,recipient,reason,payload,raw,dedupe_key}')
+GROUP BY a.attrelid
+UNION ALL
 SELECT format('SELECT ON sentdm.%I', v.name)
 FROM unnest(CASE access
-	WHEN 'reader' THEN '{messages,deliveries,events,inbound,status,progress,problems,templates}'::text[]
+	WHEN 'reader' THEN '{inbound,status,progress,problems,templates}'::text[]
 	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook,stat_sender}'
 	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,optouts,templates,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
 UNION ALL

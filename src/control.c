@@ -39,8 +39,6 @@ PG_FUNCTION_INFO_V1(sentdm_enable);
 PG_FUNCTION_INFO_V1(sentdm_disable);
 PG_FUNCTION_INFO_V1(sentdm_pause);
 PG_FUNCTION_INFO_V1(sentdm_resume);
-PG_FUNCTION_INFO_V1(sentdm_cancel);
-PG_FUNCTION_INFO_V1(sentdm_retry);
 PG_FUNCTION_INFO_V1(sentdm_fence);
 PG_FUNCTION_INFO_V1(sentdm_ignore_applied);
 
@@ -293,18 +291,17 @@ pending_argument(FunctionCallInfo fcinfo)
 }
 
 /*
- * Put messages without a place in the queue back into it: all that wait, or one.
  * Recipients that were accepted already are left out; what then differs from the
  * bytes of an earlier request needs a key of its own.
  */
-static uint64
-enqueue_remaining(Datum message_id, bool all, bool new_key)
+uint64
+sentdm_requeue(Datum message_ids, bool all, bool new_key)
 {
 	static SentdmStatement enqueue = {
 		.sql = "WITH waiting AS MATERIALIZED ("
 		"  SELECT m.id, m.priority, m.expires_at, m.request, m.send_at, m.created_at,"
 		"    EXISTS (SELECT FROM sentdm.deliveries d WHERE d.message_id = m.id) AS partly"
-		"  FROM sentdm.messages m WHERE m.state = 'queued' AND ($2 OR m.id = $1)"
+		"  FROM sentdm.messages m WHERE m.state = 'queued' AND ($2 OR m.id = ANY ($1))"
 		"    AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id)"
 		"  FOR UPDATE),"
 		" new_key AS (UPDATE sentdm.messages m SET generation = generation + 1 FROM waiting w"
@@ -319,11 +316,11 @@ enqueue_remaining(Datum message_id, bool all, bool new_key)
 		"    AND d.recipient = r AND d.sent_id IS NOT NULL)) AS rest "
 		"WHERE rest.recipients IS NOT NULL",
 		.nargs = 3,
-		.types = {UUIDOID, BOOLOID, BOOLOID}
+		.types = {UUIDARRAYOID, BOOLOID, BOOLOID}
 	};
 	Datum		values[3];
 
-	values[0] = message_id;
+	values[0] = message_ids;
 	values[1] = BoolGetDatum(all);
 	values[2] = BoolGetDatum(new_key);
 	return sentdm_execute(&enqueue, values, all ? "n  " : NULL);
@@ -351,7 +348,7 @@ treat_carried(Pending pending, bool is_copy)
 	if (is_copy)
 		sentdm_execute(&empty_queue, NULL, NULL);
 	if (pending == PENDING_SEND)
-		(void) enqueue_remaining((Datum) 0, true, false);
+		(void) sentdm_requeue((Datum) 0, true, false);
 	else if (pending == PENDING_DISCARD)
 		sentdm_execute(&discard, NULL, NULL);
 	else if ((held = sentdm_execute(&count, NULL, NULL)) > 0)
@@ -485,87 +482,6 @@ sentdm_resume(PG_FUNCTION_ARGS)
 	SPI_finish();
 	sentdm_control_at_commit();
 	PG_RETURN_VOID();
-}
-
-/*
- * True only when no attempt was made that Sent may have accepted, and none can
- * be made any more: the rows are locked first, then looked at.
- */
-Datum
-sentdm_cancel(PG_FUNCTION_ARGS)
-{
-	static SentdmStatement lock = {
-		.sql = "SELECT (claimed_at IS NULL AND ambiguous_since IS NULL AND part = 0) FROM sentdm.outbox"
-		" WHERE message_id = $1 FOR UPDATE",
-		.nargs = 1,
-		.types = {UUIDOID}
-	};
-	static SentdmStatement cancel = {
-		.sql = "WITH gone AS (DELETE FROM sentdm.outbox WHERE message_id = $1) "
-		"UPDATE sentdm.messages SET state = 'cancelled', finished_at = pg_catalog.now() WHERE id = $1",
-		.nargs = 1,
-		.types = {UUIDOID}
-	};
-	static SentdmStatement cancel_held = {
-		.sql = "UPDATE sentdm.messages SET state = 'cancelled', finished_at = pg_catalog.now()"
-		" WHERE id = $1 AND state = 'queued'"
-		" AND NOT EXISTS (SELECT FROM sentdm.outbox WHERE message_id = $1)",
-		.nargs = 1,
-		.types = {UUIDOID}
-	};
-	Datum		values[1];
-	uint64		rows;
-	bool		cancellable = true;
-
-	values[0] = PG_GETARG_DATUM(0);
-	SPI_connect();
-	rows = sentdm_execute(&lock, values, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		bool		isnull;
-
-		if (!DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)))
-			cancellable = false;
-	}
-	if (rows == 0)
-		cancellable = sentdm_execute(&cancel_held, values, NULL) > 0;
-	else if (cancellable)
-		sentdm_execute(&cancel, values, NULL);
-	SPI_finish();
-	/* Who was told true must not find it undone by a crash. */
-	if (cancellable)
-		ForceSyncCommit();
-	PG_RETURN_BOOL(cancellable);
-}
-
-/*
- * A person's decision: the message is sent again under a new key, to everybody
- * who is not known to have been accepted.
- */
-Datum
-sentdm_retry(PG_FUNCTION_ARGS)
-{
-	static SentdmStatement reopen = {
-		.sql = "WITH refused AS (DELETE FROM sentdm.deliveries WHERE message_id = $1 AND sent_id IS NULL) "
-		"UPDATE sentdm.messages SET state = 'queued', attempts = 0, finished_at = NULL, http_status = NULL,"
-		"  error_code = NULL, error = NULL, request_id = NULL, send_at = NULL,"
-		"  expires_at = CASE WHEN expires_at > pg_catalog.now() THEN expires_at END "
-		"WHERE id = $1 AND state IN ('failed', 'expired', 'cancelled', 'uncertain')",
-		.nargs = 1,
-		.types = {UUIDOID}
-	};
-	Datum		values[1];
-	bool		reopened;
-
-	values[0] = PG_GETARG_DATUM(0);
-	SPI_connect();
-	reopened = sentdm_execute(&reopen, values, NULL) > 0;
-	if (reopened)
-		(void) enqueue_remaining(values[0], false, true);
-	SPI_finish();
-	if (reopened)
-		sentdm_wake_at_commit();
-	PG_RETURN_BOOL(reopened);
 }
 
 /*

@@ -48,4 +48,12 @@ extern void sentdm_sender_pause(SentdmPause pause, const char *reason, int64_t p
 /* Remove a pause that the worker made itself: a request went well. */
 extern void sentdm_sender_unpause(void);
 
+/*
+ * Put messages that are queued, but have no place in the queue, back into it: all
+ * of them, or those of an array of ids (uuid[]); under a new key, or only where
+ * the request has to differ from an earlier one.  Needs an SPI connection;
+ * returns how many requests that makes.
+ */
+extern uint64 sentdm_requeue(Datum message_ids, bool all, bool new_key);
+
 #endif							/* SENTDM_CONTROL_H */

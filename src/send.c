@@ -10,6 +10,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/xact.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -26,6 +28,7 @@
 #include "guard.h"
 #include "insert.h"
 #include "message.h"
+#include "pace.h"
 #include "send.h"
 #include "sentdm.h"
 #include "shmem.h"
@@ -43,6 +46,10 @@ enum
 	ARG_EXPIRES_AT, ARG_PRIORITY, ARG_UNIQUE_KEY, ARG_TAG, ARG_PROFILE_ID, ARG_SANDBOX, ARG_EXTRA
 };
 
+/* A transaction that takes longer than this to send is large, unless it is small. */
+#define LONG_TO_SEND_S 60
+#define SMALL_TRANSACTION 100
+
 /* What the current transaction has done, as far as its commit must act on it. */
 typedef struct Pending
 {
@@ -52,6 +59,7 @@ typedef struct Pending
 	bool		enable;
 	bool		settings_changed;	/* of databases or roles */
 	int64		recipients;		/* written to by this transaction */
+	int64		requests;		/* enqueued by it */
 } Pending;
 
 /* What was pending when a subtransaction began, for its rollback to go back to. */
@@ -87,9 +95,26 @@ act_on_commit(void)
 		sentdm_slot_wake(slot);
 }
 
+/* Whoever enqueues a campaign learns at once how long it takes, at least. */
+static void
+announce_large(void)
+{
+	double		seconds;
+
+	if (pending.requests < SMALL_TRANSACTION && pending.recipients < SMALL_TRANSACTION)
+		return;
+	seconds = sentdm_seconds_to_send(pending.requests, pending.recipients);
+	if (seconds >= LONG_TO_SEND_S)
+		ereport(NOTICE,
+				(errmsg("%lld requests to %lld recipients take at least %.0f minutes under the present limits",
+						(long long) pending.requests, (long long) pending.recipients, ceil(seconds / 60))));
+}
+
 static void
 at_transaction_end(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE)
+		announce_large();
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
 	if (event == XACT_EVENT_COMMIT &&
@@ -171,7 +196,7 @@ sentdm_settings_at_commit(void)
 /* Enqueueing */
 
 static void
-count_recipients(int n)
+count(int n, int requests)
 {
 	note_subtransaction();
 	if (pending.recipients + n > sentdm_max_per_transaction)
@@ -181,6 +206,7 @@ count_recipients(int n)
 						sentdm_max_per_transaction),
 				 errhint("If that is meant, raise the limit with SET LOCAL sentdm.max_per_transaction.")));
 	pending.recipients += n;
+	pending.requests += requests;
 }
 
 /* Say once per session that what is queued does not leave yet. */
@@ -256,7 +282,7 @@ enum
 {
 	MESSAGE_ID, MESSAGE_REQUEST, MESSAGE_STATE, MESSAGE_PRIORITY, MESSAGE_TAG, MESSAGE_UNIQUE_KEY,
 	MESSAGE_PROFILE_ID, MESSAGE_CREATED_AT, MESSAGE_CREATED_BY, MESSAGE_SEND_AT, MESSAGE_EXPIRES_AT,
-	MESSAGE_GENERATION, MESSAGE_ATTEMPTS, MESSAGE_GIVEN, MESSAGE_COLUMNS = MESSAGE_GIVEN + 5
+	MESSAGE_GENERATION, MESSAGE_ATTEMPTS, MESSAGE_GIVEN, MESSAGE_COLUMNS = MESSAGE_GIVEN + 6
 };
 
 #define INSERT_MESSAGE "INSERT INTO sentdm.messages" \
@@ -465,7 +491,7 @@ sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 	if (requests == NIL)
 		return NIL;
 	PreventCommandIfReadOnly("sentdm_send()");
-	count_recipients(draft->n_recipients);
+	count(draft->n_recipients, list_length(requests));
 	warn_if_not_sending();
 
 	GetUserIdAndSecContext(&caller, &security_context);

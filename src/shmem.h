@@ -47,6 +47,8 @@ typedef struct SentdmWorkerReport
 								 * headers */
 	bool		clock_known;
 	int			mode;			/* sentdm.mode of the worker; -1: none ran yet */
+	TimestampTz prune_at;		/* when it looks for what is to be deleted; 0:
+								 * at once */
 	char		trouble[200];	/* why nothing is sent, or ""; no personal
 								 * data */
 } SentdmWorkerReport;

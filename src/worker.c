@@ -33,6 +33,7 @@
 #include "flight.h"
 #include "launcher.h"
 #include "queue.h"
+#include "retention.h"
 #include "sentdm.h"
 #include "shmem.h"
 #include "transact.h"
@@ -107,6 +108,7 @@ reload(Worker *worker)
 	sentdm_flight_release(&worker->flight);
 	/* Another name of the environment may be a fence. */
 	worker->control_seen--;
+	worker->flight.report.prune_at = 0;
 	/* Another mode may have something to do at once. */
 	sentdm_queue_look(&worker->queue);
 }
@@ -171,6 +173,17 @@ send_and_store(Worker *worker)
 	sentdm_flight_start(&worker->flight);
 }
 
+/* What has time until the queue is served; a copy is left as it is. */
+static void
+keep_house(Worker *worker)
+{
+	SentdmWorkerReport *report = &worker->flight.report;
+
+	if (worker->account.sender.fence == NULL && !sentdm_queue_is_unsettled(&worker->queue) &&
+		report->prune_at <= GetCurrentTimestamp())
+		report->prune_at = sentdm_retention_step();
+}
+
 /* Waiting */
 
 /* When the next thing happens that nobody wakes us for. */
@@ -184,6 +197,8 @@ time_to_wait(Worker *worker)
 		wait_ms = Min(wait_ms, sentdm_ms_until_us(since_us + LONGEST_AHEAD_US) + 1);
 	if (sentdm_account_paused_for_key(&worker->account))
 		wait_ms = Min(wait_ms, KEY_CHECK_MS);
+	if (worker->account.sender.fence == NULL)
+		wait_ms = Min(wait_ms, sentdm_ms_until(worker->flight.report.prune_at));
 	if (worker->idle_since != 0)
 		wait_ms = Min(wait_ms, sentdm_ms_until(TimestampTzPlusMilliseconds(worker->idle_since,
 																		   sentdm_idle_timeout_ms)));
@@ -203,8 +218,9 @@ wait_for_something(Worker *worker)
 
 /* Leaving */
 
+/* When there is something to send. */
 static TimestampTz
-next_due(Worker *worker)
+next_to_send(Worker *worker)
 {
 	const SentdmDrain *drain = &worker->flight.drain;
 
@@ -224,6 +240,14 @@ next_due(Worker *worker)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sentdm_ms_until_us(drain->probe_at_us));
 }
 
+static TimestampTz
+next_due(Worker *worker)
+{
+	if (worker->account.sender.fence != NULL)
+		return DT_NOEND;
+	return Min(next_to_send(worker), worker->flight.report.prune_at);
+}
+
 /* Nothing to do, nothing in hand: after a while, leave the database. */
 static bool
 leave_if_idle(Worker *worker)
@@ -232,9 +256,10 @@ leave_if_idle(Worker *worker)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0;
 	int			timeout_ms = asked ? 0 : sentdm_idle_timeout_ms;
+	TimestampTz next = asked ? next_to_send(worker) : next_due(worker);
 	bool		busy = flight->under_way > 0 || sentdm_queue_is_unsettled(&worker->queue) ||
 	sentdm_flight_ready(flight, SENTDM_LANES - 1) > 0 ||
-	next_due(worker) <= TimestampTzPlusMilliseconds(now, timeout_ms);
+	next <= TimestampTzPlusMilliseconds(now, timeout_ms);
 
 	if (busy)
 	{
@@ -326,6 +351,7 @@ run(Worker *worker)
 		MemoryContextReset(worker->turn);
 		MemoryContextSwitchTo(worker->turn);
 		send_and_store(worker);
+		keep_house(worker);
 		report(worker);
 		if (leave_if_idle(worker))
 			return;
