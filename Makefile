@@ -45,3 +45,8 @@ include src/receiver/receiver.mk
 .PHONY: bench
 bench:
 	bash test/bench/run.sh $(BENCH)
+
+# From a database that has the extension, found by PGHOST, PGDATABASE and so on.
+.PHONY: reference
+reference:
+	psql -X -A -t -q -v ON_ERROR_STOP=1 -f test/reference.sql -o docs/reference.md

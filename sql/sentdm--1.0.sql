@@ -38,6 +38,17 @@ CREATE INDEX messages_tag ON sentdm.messages (tag) WHERE tag IS NOT NULL;
 CREATE INDEX messages_problem ON sentdm.messages (id) WHERE state IN ('failed', 'uncertain');
 
 COMMENT ON TABLE sentdm.messages IS 'one row per message, kept until the retention time is over';
+COMMENT ON COLUMN sentdm.messages.priority IS 'high, normal or bulk';
+COMMENT ON COLUMN sentdm.messages.tag IS 'the caller''s name for messages that belong together; a row of sentdm.progress';
+COMMENT ON COLUMN sentdm.messages.profile_id IS 'sender profile of an organization''s key; NULL: the key''s own';
+COMMENT ON COLUMN sentdm.messages.created_at IS 'when sentdm_send() was called: the start of its transaction';
+COMMENT ON COLUMN sentdm.messages.created_by IS 'the role that called it';
+COMMENT ON COLUMN sentdm.messages.send_at IS 'not before this time; NULL: at once';
+COMMENT ON COLUMN sentdm.messages.expires_at IS 'not after this time; NULL: whenever it can be sent';
+COMMENT ON COLUMN sentdm.messages.finished_at IS 'when the state became final';
+COMMENT ON COLUMN sentdm.messages.http_status IS 'status of the last answer of Sent';
+COMMENT ON COLUMN sentdm.messages.error_code IS 'Sent''s code of the error, or that of sentdm; NULL: none';
+COMMENT ON COLUMN sentdm.messages.error IS 'what was wrong, in words';
 COMMENT ON COLUMN sentdm.messages.id IS 'UUID version 7; part of the Idempotency-Key';
 COMMENT ON COLUMN sentdm.messages.request IS 'exactly what is POSTed to the API';
 COMMENT ON COLUMN sentdm.messages.state IS 'queued until the outcome is stored; then accepted, failed, expired, cancelled or uncertain';
@@ -69,6 +80,14 @@ CREATE TABLE sentdm.outbox (
 CREATE INDEX outbox_due ON sentdm.outbox (priority, due_at);
 
 COMMENT ON TABLE sentdm.outbox IS 'one row per request that still has to be made; empty when there is no work';
+COMMENT ON COLUMN sentdm.outbox.message_id IS 'the message that it belongs to';
+COMMENT ON COLUMN sentdm.outbox.priority IS 'high, normal or bulk';
+COMMENT ON COLUMN sentdm.outbox.expires_at IS 'not after this time';
+COMMENT ON COLUMN sentdm.outbox.sandbox IS 'Sent is asked to validate only';
+COMMENT ON COLUMN sentdm.outbox.attempts IS 'requests made so far that Sent may have looked at';
+COMMENT ON COLUMN sentdm.outbox.http_status IS 'status of the last answer';
+COMMENT ON COLUMN sentdm.outbox.error_code IS 'code of the error in it, or why there was none';
+COMMENT ON COLUMN sentdm.outbox.error IS 'the same in words';
 COMMENT ON COLUMN sentdm.outbox.part IS '0, or the number of a part of a request that was split';
 COMMENT ON COLUMN sentdm.outbox.due_at IS 'not before this time';
 COMMENT ON COLUMN sentdm.outbox.recipients IS 'the recipients of this part; NULL: all of the request';
@@ -94,6 +113,11 @@ CREATE INDEX deliveries_elsewhere ON sentdm.deliveries (sent_id) WHERE message_i
 ALTER TABLE sentdm.deliveries REPLICA IDENTITY FULL;
 
 COMMENT ON TABLE sentdm.deliveries IS 'one row per recipient and channel, as Sent tracks it';
+COMMENT ON COLUMN sentdm.deliveries.recipient IS 'the recipient''s number';
+COMMENT ON COLUMN sentdm.deliveries.channel IS 'sms, whatsapp, rcs, mms, ...; NULL: not chosen yet';
+COMMENT ON COLUMN sentdm.deliveries.reason_code IS 'Sent''s code for why it did not arrive';
+COMMENT ON COLUMN sentdm.deliveries.reason IS 'the same in words';
+COMMENT ON COLUMN sentdm.deliveries.price IS 'what Sent charged, in the currency of the account';
 COMMENT ON COLUMN sentdm.deliveries.sent_id IS 'the API''s message_id; NULL for a recipient that was refused';
 COMMENT ON COLUMN sentdm.deliveries.message_id IS 'our message; NULL while it is not known, or when it was sent elsewhere';
 COMMENT ON COLUMN sentdm.deliveries.status IS 'queued, scheduled, routed, sent, delivered, read, failed, filtered, blocked, cancelled, or what Sent invents next';
@@ -117,6 +141,12 @@ CREATE INDEX events_sent_id ON sentdm.events (sent_id) WHERE sent_id IS NOT NULL
 CREATE INDEX events_inbound ON sentdm.events (received_at) WHERE event = 'message.received';
 
 COMMENT ON TABLE sentdm.events IS 'every authentic webhook event, as it was received';
+COMMENT ON COLUMN sentdm.events.id IS 'in the order in which events were stored';
+COMMENT ON COLUMN sentdm.events.event IS 'what happened, such as message.delivered; NULL: it does not say';
+COMMENT ON COLUMN sentdm.events.sent_id IS 'the message that it is about';
+COMMENT ON COLUMN sentdm.events.occurred_at IS 'when it happened, as Sent says';
+COMMENT ON COLUMN sentdm.events.received_at IS 'when it was stored';
+COMMENT ON COLUMN sentdm.events.webhook_id IS 'the webhook that it came by, when that was signed';
 COMMENT ON COLUMN sentdm.events.payload IS 'the whole envelope; NULL when it is not JSON that can be stored';
 COMMENT ON COLUMN sentdm.events.raw IS 'the bytes received, when payload could not be stored';
 COMMENT ON COLUMN sentdm.events.reason IS 'why only the raw bytes are kept';
@@ -137,6 +167,12 @@ CREATE TABLE sentdm.templates (
 CREATE INDEX templates_name ON sentdm.templates (name);
 
 COMMENT ON TABLE sentdm.templates IS 'the account''s templates, as of the last sentdm_sync_templates()';
+COMMENT ON COLUMN sentdm.templates.name IS 'what sentdm_send() calls it';
+COMMENT ON COLUMN sentdm.templates.status IS 'Sent''s word, such as APPROVED';
+COMMENT ON COLUMN sentdm.templates.category IS 'UTILITY, MARKETING, AUTHENTICATION, ...';
+COMMENT ON COLUMN sentdm.templates.language IS 'language of its text';
+COMMENT ON COLUMN sentdm.templates.channels IS 'channels that it can be sent on';
+COMMENT ON COLUMN sentdm.templates.synced_at IS 'when it was fetched';
 COMMENT ON COLUMN sentdm.templates.id IS 'Sent''s id, in lower case';
 COMMENT ON COLUMN sentdm.templates.variables IS 'names that parameters must give a value to';
 
@@ -148,6 +184,7 @@ CREATE TABLE sentdm.optouts (
 	source text NOT NULL DEFAULT 'manual'
 );
 COMMENT ON TABLE sentdm.optouts IS 'who does not want messages, learned from webhooks, contacts and sentdm_opt_out()';
+COMMENT ON COLUMN sentdm.optouts.phone IS 'the number of the person';
 COMMENT ON COLUMN sentdm.optouts.opted_out IS 'false: wants them again';
 COMMENT ON COLUMN sentdm.optouts.since IS 'when that was said';
 COMMENT ON COLUMN sentdm.optouts.source IS 'the webhook event that said it; contacts or manual otherwise';
@@ -163,6 +200,11 @@ CREATE TABLE sentdm.webhook_secrets (
 ALTER TABLE sentdm.webhook_secrets ENABLE ROW LEVEL SECURITY;
 ALTER TABLE sentdm.webhook_secrets FORCE ROW LEVEL SECURITY;
 COMMENT ON TABLE sentdm.webhook_secrets IS 'signing secrets of webhooks; readable by nobody, never dumped';
+COMMENT ON COLUMN sentdm.webhook_secrets.id IS 'in the order in which they were stored';
+COMMENT ON COLUMN sentdm.webhook_secrets.webhook_id IS 'the webhook that it belongs to; NULL: any';
+COMMENT ON COLUMN sentdm.webhook_secrets.secret IS 'the secret; it starts with whsec_';
+COMMENT ON COLUMN sentdm.webhook_secrets.created_at IS 'when it was stored';
+COMMENT ON COLUMN sentdm.webhook_secrets.valid_until IS 'the end of the overlap after a rotation; NULL: in force';
 
 CREATE TABLE sentdm.sender (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -184,6 +226,18 @@ CREATE TABLE sentdm.sender (
 	copy_of text
 );
 COMMENT ON TABLE sentdm.sender IS 'who this database is, and whether it may send; at most one row; never dumped, so that a copy does not send';
+COMMENT ON COLUMN sentdm.sender.singleton IS 'there is one row at most';
+COMMENT ON COLUMN sentdm.sender.system_identifier IS 'of the cluster, as pg_controldata shows it';
+COMMENT ON COLUMN sentdm.sender.database_oid IS 'of this database';
+COMMENT ON COLUMN sentdm.sender.cluster_name IS 'the setting of this name at that time';
+COMMENT ON COLUMN sentdm.sender.environment IS 'the setting sentdm.environment at that time';
+COMMENT ON COLUMN sentdm.sender.server_version IS 'PG_VERSION_NUM at that time';
+COMMENT ON COLUMN sentdm.sender.timeline IS 'the timeline at that time';
+COMMENT ON COLUMN sentdm.sender.enabled IS 'sending is enabled';
+COMMENT ON COLUMN sentdm.sender.enabled_at IS 'since when';
+COMMENT ON COLUMN sentdm.sender.enabled_by IS 'the role that enabled it';
+COMMENT ON COLUMN sentdm.sender.paused_at IS 'since when the queue is paused; NULL: it is not';
+COMMENT ON COLUMN sentdm.sender.pause_reason IS 'why, in words';
 COMMENT ON COLUMN sentdm.sender.pause_kind IS 'user, or what made the worker pause: credentials, forbidden, suspended, balance, quota, certificate';
 COMMENT ON COLUMN sentdm.sender.copy_of IS 'why the worker found this to be a copy; outlives pg_upgrade, which changes the traces; sentdm_enable() clears it';
 COMMENT ON COLUMN sentdm.sender.held IS 'messages from before the last sentdm_enable() that it left on hold';
@@ -277,7 +331,7 @@ RETURNS uuid
 AS 'MODULE_PATHNAME', 'sentdm_send' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION sentdm_send(text, text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_send(text, text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb)
-IS 'send a message to one recipient when this transaction commits; returns its id';
+IS 'send a message to one recipient when this transaction commits; returns its id. Give a template (its name, or its id) or a body. recipient is in E.164, such as +14155550101; priority is high, normal or bulk; a message with a unique_key that was used before is not sent, and the id of the first one is returned; extra holds further fields of the API''s request';
 
 CREATE FUNCTION sentdm_send(
 	recipients text[], template text DEFAULT NULL, parameters jsonb DEFAULT NULL, body text DEFAULT NULL,
@@ -288,7 +342,7 @@ RETURNS SETOF uuid
 AS 'MODULE_PATHNAME', 'sentdm_send_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION sentdm_send(text[], text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_send(text[], text, jsonb, text, text[], timestamptz, timestamptz, text, text, text, uuid, boolean, jsonb)
-IS 'send the same message to many recipients when this transaction commits; returns one id per 1,000 of them';
+IS 'send the same message to many recipients when this transaction commits; returns one id per 1,000 of them. The other arguments are as for one recipient';
 
 CREATE FUNCTION sentdm_send_batch(requests jsonb)
 RETURNS TABLE (ordinal integer, message_id uuid, error text)
@@ -301,13 +355,13 @@ CREATE FUNCTION sentdm_send_trigger() RETURNS trigger
 AS 'MODULE_PATHNAME', 'sentdm_send_trigger' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION sentdm_send_trigger() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_send_trigger()
-IS 'send a message for each row; arguments such as recipient=COLUMN, template=NAME, parameters.X=COLUMN';
+IS 'send a message for each row, with arguments as in ''recipient=phone''. Named are columns for recipient, body, parameters.X, send_at, expires_at, unique_key and profile_id, and values for template, channels, priority, tag and sandbox. A row whose recipient is NULL sends nothing';
 
 CREATE FUNCTION sentdm_cancel(message_id uuid) RETURNS boolean
 AS 'MODULE_PATHNAME', 'sentdm_cancel' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 REVOKE ALL ON FUNCTION sentdm_cancel(uuid) FROM PUBLIC;
-COMMENT ON FUNCTION sentdm_cancel(uuid) IS 'true: the message will never be sent; false: it is too late';
+COMMENT ON FUNCTION sentdm_cancel(uuid) IS 'call a message off. true: it will never be sent; false: it is too late';
 
 CREATE FUNCTION sentdm_retry(message_id uuid) RETURNS boolean
 AS 'MODULE_PATHNAME', 'sentdm_retry' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
@@ -445,7 +499,7 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 100
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 REVOKE ALL ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[]) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_receive_webhooks(bytea[], jsonb[])
-	IS 'many webhooks at once; one row for each, in order';
+	IS 'the same for many webhooks at once; one row for each, in order';
 
 -- What a role sees in the views: those who may read sentdm.deliveries.recipient
 -- see numbers in full, others all but the middle; where row security is enabled
@@ -467,6 +521,9 @@ CREATE VIEW sentdm.inbound AS
 		AND (SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalog.has_table_privilege('sentdm.sender', 'SELECT'));
 COMMENT ON VIEW sentdm.inbound IS 'messages received from contacts';
 COMMENT ON COLUMN sentdm.inbound.contact IS 'who wrote it; masked, as the numbers in sentdm.status are';
+COMMENT ON COLUMN sentdm.inbound.sent_id IS 'Sent''s id of the message';
+COMMENT ON COLUMN sentdm.inbound.channel IS 'sms, whatsapp, rcs, mms';
+COMMENT ON COLUMN sentdm.inbound.text IS 'what it says';
 COMMENT ON COLUMN sentdm.inbound.line IS 'our number that it was written to';
 COMMENT ON COLUMN sentdm.inbound.received_at IS 'when it came here';
 COMMENT ON COLUMN sentdm.inbound.media IS 'array of {url, mime_type, size_bytes, hash_sha256}; NULL: none';
@@ -514,6 +571,18 @@ WHERE (SELECT NOT pg_catalog.row_security_active('sentdm.messages') OR pg_catalo
 	OR m.created_by IN (SELECT a.rolname FROM pg_catalog.pg_roles a WHERE pg_catalog.pg_has_role(a.oid, 'USAGE'));
 COMMENT ON VIEW sentdm.status IS 'one row per recipient (and channel) of a message, from enqueue to receipt';
 COMMENT ON COLUMN sentdm.status.recipient IS 'masked, as in +1415****123, for those who may not read sentdm.deliveries.recipient';
+COMMENT ON COLUMN sentdm.status.message_id IS 'the message; what sentdm_send() returned';
+COMMENT ON COLUMN sentdm.status.channel IS 'the channel that Sent chose; NULL: not chosen yet';
+COMMENT ON COLUMN sentdm.status.status_at IS 'when that happened, as Sent says';
+COMMENT ON COLUMN sentdm.status.error_code IS 'code of the error, if there is one';
+COMMENT ON COLUMN sentdm.status.error IS 'the same in words';
+COMMENT ON COLUMN sentdm.status.attempts IS 'requests made that Sent may have looked at';
+COMMENT ON COLUMN sentdm.status.tag IS 'the caller''s name for messages that belong together';
+COMMENT ON COLUMN sentdm.status.created_at IS 'when sentdm_send() was called';
+COMMENT ON COLUMN sentdm.status.send_at IS 'not before this time; NULL: at once';
+COMMENT ON COLUMN sentdm.status.finished_at IS 'when the state became final';
+COMMENT ON COLUMN sentdm.status.sent_id IS 'Sent''s id of the message to this recipient';
+COMMENT ON COLUMN sentdm.status.price IS 'what Sent charged, in the currency of the account';
 COMMENT ON COLUMN sentdm.status.state IS 'what became of our request: queued, sending, accepted, failed, expired, cancelled, uncertain';
 COMMENT ON COLUMN sentdm.status.status IS 'what Sent last said about this recipient; NULL before it was accepted';
 
@@ -572,6 +641,11 @@ CROSS JOIN (
 	SELECT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled AND s.paused_at IS NULL)
 		AND pg_catalog.current_setting('sentdm.mode') <> 'hold' AND sentdm.fence() IS NULL AS possible) AS sending;
 COMMENT ON VIEW sentdm.progress IS 'one row per tag: how far a campaign is, counted in recipients';
+COMMENT ON COLUMN sentdm.progress.tag IS 'the caller''s name for messages that belong together';
+COMMENT ON COLUMN sentdm.progress.total IS 'recipients';
+COMMENT ON COLUMN sentdm.progress.queued IS 'those that still have to be sent';
+COMMENT ON COLUMN sentdm.progress.accepted IS 'those that Sent accepted';
+COMMENT ON COLUMN sentdm.progress.delivered IS 'those that it reached, or who have read it';
 COMMENT ON COLUMN sentdm.progress.percent IS 'share that is not waiting any more';
 COMMENT ON COLUMN sentdm.progress.failed IS 'all that will not arrive: expired, cancelled and uncertain too';
 COMMENT ON COLUMN sentdm.progress.rate_per_minute IS 'recipients a minute, as of the last one';
@@ -607,6 +681,12 @@ UNION ALL
 SELECT 'not enabled', NULL, NULL, NULL, 'sending is not enabled in this database', 'SELECT sentdm_enable();'
 WHERE NOT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled);
 COMMENT ON VIEW sentdm.problems IS 'what a person must look at, with the command that helps';
+COMMENT ON COLUMN sentdm.problems.problem IS 'failed, uncertain, paused, fenced, held or not enabled';
+COMMENT ON COLUMN sentdm.problems.message_id IS 'the message; NULL: it is about all of them';
+COMMENT ON COLUMN sentdm.problems.since IS 'since when';
+COMMENT ON COLUMN sentdm.problems.error_code IS 'code of the error, or kind of the pause';
+COMMENT ON COLUMN sentdm.problems.detail IS 'what is wrong';
+COMMENT ON COLUMN sentdm.problems.hint IS 'the command that helps';
 
 CREATE VIEW sentdm.stat_worker AS
 SELECT r.launcher, r.pid, r.started_at, r.in_flight, r.answered_at, r.http_status, r.error_code, r.clock_skew_ms, r.trouble,
@@ -663,6 +743,7 @@ LEFT JOIN (
 	FROM sentdm.outbox GROUP BY priority) AS o ON o.priority = p.priority
 ORDER BY p.n;
 COMMENT ON VIEW sentdm.stat_outbox IS 'the queue by priority; no personal data';
+COMMENT ON COLUMN sentdm.stat_outbox.priority IS 'high, normal or bulk';
 COMMENT ON COLUMN sentdm.stat_outbox.queued IS 'requests that still have to be made, now or later';
 COMMENT ON COLUMN sentdm.stat_outbox.due IS 'those that could be made now';
 COMMENT ON COLUMN sentdm.stat_outbox.claimed IS 'those that the worker is making';
@@ -698,7 +779,8 @@ SELECT coalesce(s.enabled, false) AS enabled,
 	s.paused_at,
 	coalesce(s.held, 0) AS held
 FROM (VALUES (1)) AS one LEFT JOIN sentdm.sender s ON true;
-COMMENT ON VIEW sentdm.stat_sender IS 'may this database send? always one row; no personal data';
+COMMENT ON VIEW sentdm.stat_sender IS 'may this database send? Always one row; no personal data';
+COMMENT ON COLUMN sentdm.stat_sender.paused_at IS 'since when; NULL: it is not paused';
 COMMENT ON COLUMN sentdm.stat_sender.enabled IS 'sentdm_enable() was called here';
 COMMENT ON COLUMN sentdm.stat_sender.fenced IS 'it is a copy of the database that was enabled, and does not send';
 COMMENT ON COLUMN sentdm.stat_sender.paused IS 'the queue is on hold, by a person or by the worker itself';
@@ -758,7 +840,7 @@ SELECT 'webhook secret', count(*) > 0 OR sentdm.webhook_secret_set(),
 FROM sentdm.webhook_secrets w WHERE w.valid_until IS NULL OR w.valid_until > now()
 $$;
 REVOKE ALL ON FUNCTION sentdm_health() FROM PUBLIC;
-COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? one row a check';
+COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? One row for each check';
 
 --
 -- Asking the API

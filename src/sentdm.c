@@ -284,28 +284,28 @@ define_connection_settings(void)
 {
 	const char *base_url = getenv("SENT_DM_BASE_URL");
 
-	DefineCustomStringVariable("sentdm.base_url", "Where the API is.", NULL,
+	DefineCustomStringVariable("sentdm.base_url", "URL of the API; https, except in tests.", NULL,
 							   &sentdm_base_url,
 							   base_url && base_url[0] ? base_url : "https://api.sent.dm",
 							   PGC_SIGHUP, 0, check_base_url, NULL, NULL);
 	DefineCustomStringVariable("sentdm.ca_file",
-							   "Certificates to trust instead of the system's.", NULL,
+							   "File of certificates to trust instead of the system's.", NULL,
 							   &sentdm_ca_file, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomBoolVariable("sentdm.allow_insecure_http",
 							 "Allow http:// to a loopback address, for tests.", NULL,
 							 &sentdm_allow_insecure_http, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("sentdm.connect_timeout", "Longest time for a connection to be made.", NULL,
+	DefineCustomIntVariable("sentdm.connect_timeout", "Longest time that connecting may take.", NULL,
 							&sentdm_connect_timeout_ms, 10000, 100, 600000, PGC_SIGHUP,
 							GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("sentdm.request_timeout", "Longest time for an answer to come.", NULL,
+	DefineCustomIntVariable("sentdm.request_timeout", "Longest time that a request may take.", NULL,
 							&sentdm_request_timeout_ms, 30000, 100, 600000, PGC_SIGHUP,
 							GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.max_in_flight", "Most requests under way at once.", NULL,
 							&sentdm_max_in_flight, 64, 1, 4096, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomStringVariable("sentdm.rate_limit", "Most requests in a time, such as 10000/minute.", NULL,
+	DefineCustomStringVariable("sentdm.rate_limit", "Most requests in a second, minute, hour or day, such as 10000/minute, or off.", NULL,
 							   &rate_limit_text, "10000/minute", PGC_SIGHUP, 0,
 							   check_rate, assign_rate_limit, NULL);
-	DefineCustomStringVariable("sentdm.message_rate_limit", "Most recipients in a time, such as 300/minute.", NULL,
+	DefineCustomStringVariable("sentdm.message_rate_limit", "Most recipients in a second, minute, hour or day, such as 300/minute, or off.", NULL,
 							   &message_rate_limit_text, "off", PGC_SIGHUP, 0,
 							   check_rate, assign_message_rate_limit, NULL);
 	DefineCustomBoolVariable("sentdm.log_requests",
@@ -317,7 +317,7 @@ static void
 define_queue_settings(void)
 {
 	DefineCustomEnumVariable("sentdm.mode",
-							 "live: send; sandbox: let the API validate only; hold: queue only.", NULL,
+							 "live sends messages, sandbox lets Sent validate them only, hold keeps them in the queue.", NULL,
 							 &sentdm_mode, SENTDM_MODE_LIVE, mode_options, PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("sentdm.environment",
 							   "Name of this installation; a copy under another name does not send.", NULL,
@@ -330,7 +330,7 @@ define_queue_settings(void)
 							&sentdm_retry_min_ms, 1000, 10, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.retry_max", "Longest time between two attempts.", NULL,
 							&sentdm_retry_max_ms, 300000, 10, 86400000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("sentdm.give_up_after", "A message that is refused for so long fails.", NULL,
+	DefineCustomIntVariable("sentdm.give_up_after", "A message that Sent has put off for so long fails.", NULL,
 							&sentdm_give_up_after_s, 72 * 3600, 1, INT_MAX / 1000, PGC_SIGHUP,
 							GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.uncertain_after",
@@ -360,13 +360,13 @@ define_queue_settings(void)
 static void
 define_receipt_settings(void)
 {
-	DefineCustomIntVariable("sentdm.webhook_tolerance", "A webhook event may be so old or so early.", NULL,
+	DefineCustomIntVariable("sentdm.webhook_tolerance", "A webhook event at most so old, or so early, is in time.", NULL,
 							&sentdm_webhook_tolerance_s, 300, 0, 86400, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.webhook_max_age",
-							"A webhook event older than this is refused; between the two it is kept as late.", NULL,
+							"A webhook event older than this is refused; one that is not in time is kept as late.", NULL,
 							&sentdm_webhook_max_age_s, 86400, 0, 30 * 86400, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("sentdm.webhook_legacy_signature",
-							 "Accept the older signature scheme, which does not protect against replay.", NULL,
+							 "Accept the older signature scheme too, which does not protect against replay.", NULL,
 							 &sentdm_webhook_legacy_signature, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("sentdm.retention", "Finished messages and events are kept so long; 0: for ever.", NULL,
 							&sentdm_retention_s, 90 * 86400, 0, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
