@@ -121,7 +121,8 @@ clean_up() {
 
 wanted=${*:-$STAGES}
 install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light \
-	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy
+	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy \
+	python3-flask python3-psycopg python3-psycopg-pool
 find_pg_config || die "found no PostgreSQL to build for"
 choose_user
 trap clean_up EXIT

@@ -1,11 +1,14 @@
-# README.md is true: its SQL runs, in order, and answers what it shows there; its
-# tables name the functions, columns and settings that there are.  Blocks of other
-# kinds are for the reader only.
+# README.md is true: the server is set up as it says; its SQL runs, in order, and
+# answers what it shows there; its program takes webhooks; its tables name the
+# functions, columns and settings that there are.
 use strict;
 use warnings;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use HTTP::Tiny;
+use IO::Socket::INET;
+use IPC::Run;
 use JSON::PP;
 use PostgreSQL::Test::Utils;
 use SentdmPage;
@@ -21,10 +24,32 @@ my %undescribed = map { $_ => 1 } qw(sentdm.notify sentdm.refresh_after);
 my $path = dirname(abs_path(__FILE__)) . '/../../README.md';
 my $readme = slurp_file($path);
 my ($secret) = $readme =~ /sentdm_set_webhook_secret\('(whsec_[^']+)'/;
-my $t = SentdmTest->new('readme', enable => 0,
+my $scratch = PostgreSQL::Test::Utils::tempdir();
+my $t = SentdmTest->new('readme', enable => 0, settings => { 'sentdm.api_key' => undef, server_settings() },
 	standin => [ '--lifecycle', 'auto', '--step-ms', '1', '--webhook-secret', $secret ]);
 my $page = SentdmPage->new($t, $path, database => 'readme', while_waiting => \&hand_on_webhooks);
 my $handed_on = 0;
+
+# The block of another language than SQL that has a text in it.
+sub block_with
+{
+	my ($language, $text) = @_;
+	my ($block) = grep { /\Q$text\E/ } $readme =~ /^```$language\n(.*?)^```$/msg;
+
+	return $block || die "README.md has no $language block with $text";
+}
+
+# The settings that it tells to make, with a key file made by its command; only the
+# place of the file and its owner are our own.
+sub server_settings
+{
+	my %settings = block_with('conf', 'sentdm.api_key_file') =~ /^(sentdm\.\w+) = '(.*)'$/mg;
+	my $file = $settings{'sentdm.api_key_file'};
+	my $command = block_with('sh', $file) =~ s/^sudo //r =~ s/-o postgres -g postgres //r =~ s/\Q$file\E/$scratch\/key/r;
+
+	IPC::Run::run([ 'sh', '-e', '-c', $command ], '<', \'a-key-for-tests-0123456789') or die 'could not make the key file';
+	return (%settings, 'sentdm.api_key_file' => "$scratch/key");
+}
 
 # The rows of the table that follows a heading, as lists of cells.
 sub table
@@ -111,10 +136,43 @@ sub check_settings
 	return;
 }
 
+# The program that takes webhooks, in a database that the page does not touch.
+sub check_program
+{
+	my $socket = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "no port: $!";
+	my $port = $socket->sockport;
+	my $url = "http://127.0.0.1:$port/webhooks/sent";
+	my $output = '';
+	my $program = do
+	{
+		local %ENV = (%ENV, PGHOST => $t->node->host, PGPORT => $t->node->port, PGDATABASE => 'postgres');
+
+		close $socket;
+		append_to_file("$scratch/webhooks.py", block_with('python', 'sentdm_receive_webhook'));
+		IPC::Run::start([ 'python3', '-m', 'flask', '--app', "$scratch/webhooks.py", 'run', '--port', $port ],
+			'<', \undef, '>&', \$output);
+	};
+	my $answer;
+
+	eval {
+		$t->sql("SELECT sentdm_set_webhook_secret('$secret')");
+		wait_until { $program->pump_nb; HTTP::Tiny->new->get($url)->{status} == 405 } 'the program listens';
+		$answer = $t->control('POST', 'webhooks', { event => 'message.delivered', url => $url });
+		is_deeply($answer->{status_codes}, [ 200 ], 'the program answers 200 to an event');
+		is_deeply(decode_json($answer->{responses}[0]), { received => JSON::PP::true }, '... as Sent likes it');
+		is(HTTP::Tiny->new->post($url, { content => '{}' })->{status}, 401, '... and 401 to what is not signed');
+		is($t->sql('SELECT string_agg(event, \',\') FROM sentdm.events'), 'message.delivered', '... and the event is stored');
+		1;
+	} or fail("the program takes webhooks: $@$output");
+	$program->kill_kill;
+	return;
+}
+
 $t->sql('CREATE DATABASE readme');
 check_functions();
 check_relations();
 check_settings();
+check_program();
 
 $page->works;
 is($t->summary->{max_effects_per_key}, 1, 'nothing was sent twice');
