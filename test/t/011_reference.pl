@@ -1,5 +1,5 @@
 # docs/reference.md is what test/reference.sql prints, and everything that users see
-# has a comment there.
+# has a comment there; CONTRIBUTING.md says of every source file what it is for.
 
 use strict;
 use warnings;
@@ -42,6 +42,15 @@ is_deeply([ grep { !$now{$_} } @printed ], [], 'docs/reference.md has all of it'
 is_deeply([ grep { !$printed{$_} } @now ], [], '... and nothing else');
 ok($printed eq $now, '... in this order') or diag('make it anew: "make reference" in a database that has the extension');
 cmp_ok(length $printed, '>', 10_000, '... and is not cut off');
+
+# The map of files
+
+my $map = slurp_file("$FindBin::Bin/../../CONTRIBUTING.md");
+my %named = map { $_ => 1 } $map =~ m{`((?:src|test)/\w[\w/]*\.\w+)}g;
+my @sources = map { s{^\Q$FindBin::Bin\E/\.\./\.\./}{}r } glob "$FindBin::Bin/../../src/*.c";
+
+is_deeply([ grep { !$named{$_} } @sources ], [], 'CONTRIBUTING.md names every source file');
+is_deeply([ grep { !-e "$FindBin::Bin/../../$_" } sort keys %named ], [], '... and none that is not there');
 
 $t->stops_cleanly;
 done_testing();
