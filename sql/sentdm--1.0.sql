@@ -648,6 +648,9 @@ COMMENT ON COLUMN sentdm.progress.accepted IS 'those that Sent accepted';
 COMMENT ON COLUMN sentdm.progress.delivered IS 'those that it reached, or who have read it';
 COMMENT ON COLUMN sentdm.progress.percent IS 'share that is not waiting any more';
 COMMENT ON COLUMN sentdm.progress.failed IS 'all that will not arrive: expired, cancelled and uncertain too';
+COMMENT ON COLUMN sentdm.progress.expired IS 'whose time had passed before they could be sent';
+COMMENT ON COLUMN sentdm.progress.cancelled IS 'whom somebody called off in time';
+COMMENT ON COLUMN sentdm.progress.uncertain IS 'of whom nobody knows whether Sent accepted them';
 COMMENT ON COLUMN sentdm.progress.rate_per_minute IS 'recipients a minute, as of the last one';
 COMMENT ON COLUMN sentdm.progress.eta
 IS 'when the last one leaves, by the limits in force, what is due before it, its own schedule and the rate of the last minute, whichever is slowest; NULL: nothing is queued, or nothing can leave';
