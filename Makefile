@@ -13,7 +13,7 @@ REGRESS_OPTS = --inputdir=test --load-extension=sentdm
 
 PG_CFLAGS = -Wno-declaration-after-statement
 SHLIB_LINK = -lcurl -lcrypto
-EXTRA_CLEAN = results regression.diffs regression.out
+EXTRA_CLEAN = results regression.diffs regression.out build/failpoints
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)

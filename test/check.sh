@@ -32,6 +32,9 @@ stage_lint() {
 		for file in src/*.c; do
 			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE -isystem "$include" -Isrc -fsyntax-only "$file"
 		done
+		for file in $(grep -l failpoint.h src/*.c); do
+			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE -DSENTDM_FAILPOINTS -isystem "$include" -Isrc -fsyntax-only "$file"
+		done
 		for file in src/receiver/*.c; do
 			as_user "$compiler" -std=gnu11 -O2 $WARNINGS -D_GNU_SOURCE '-DSENTDM_VERSION=""' \
 				-isystem "$("$PG_CONFIG" --includedir)" -fsyntax-only "$file"

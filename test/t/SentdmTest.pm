@@ -67,6 +67,9 @@ my %defaults = (
 	'sentdm.connect_timeout' => '1s',
 	'sentdm.request_timeout' => '5s');
 
+# Ended from outside, a test ends what it started, too.
+$SIG{$_} = sub { exit 1 } foreach qw(HUP INT TERM);
+
 # Before the nodes of PostgreSQL::Test::Cluster are torn down, whatever happened.
 END
 {

@@ -865,6 +865,11 @@ test_user_pause(void)
 	ok(quota(SENTDM_HIGH) == 0, "however it is answered");
 	sentdm_drain_resume(&drain, now);
 	ok(quota(SENTDM_HIGH) == 1, "after that, one request goes first");
+	start(1);
+	ok(quota(SENTDM_HIGH) == 0, "and the others wait for it");
+	ok(sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) <= now + 6 * SECOND, "but not for long");
+	now += 6 * SECOND;
+	ok(quota(SENTDM_HIGH) == 1, "if it hangs, another one tries");
 }
 
 static void
