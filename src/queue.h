@@ -10,7 +10,7 @@
 #include "flight.h"
 #include "transact.h"
 
-#define SENTDM_LONGEST_WAIT_MS 3600000
+#define SENTDM_LONGEST_WAIT_MS 60000	/* the clock may have been set forward */
 
 typedef struct SentdmQueue
 {
