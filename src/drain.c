@@ -578,14 +578,19 @@ sentdm_drain_pause(SentdmDrain *drain, SentdmPause pause, int64_t probe_after_ms
 		drain->unauthorized = true;
 }
 
-/* A wait that Sent or the breaker asked for stays. */
+/*
+ * A wait that Sent or the breaker asked for stays.  One request has to prove
+ * that the trouble is over; after a pause that a person wanted there was none,
+ * and others need not wait for the first, which may hang.
+ */
 void
 sentdm_drain_resume(SentdmDrain *drain, int64_t now_us)
 {
 	refill_all(drain, now_us);
+	drain->probing = drain->pause != SENTDM_PAUSE_USER || drain->unauthorized ||
+		drain->failures > 0;
 	drain->pause = SENTDM_PAUSE_NONE;
 	drain->probe_at_us = INT64_MAX;
-	drain->probing = true;
 	drain->older = drain->in_flight;
 }
 

@@ -197,7 +197,10 @@ extern SentdmDecision sentdm_drain_finished(SentdmDrain *drain, const SentdmAtte
 extern void sentdm_drain_pause(SentdmDrain *drain, SentdmPause pause,
 							   int64_t probe_after_ms, int64_t now_us);
 
-/* A person resumed, or the key changed: one request probes, then all go on. */
+/*
+ * A person resumed, or the key changed: unless it was only a person's pause, one
+ * request probes, then all go on.
+ */
 extern void sentdm_drain_resume(SentdmDrain *drain, int64_t now_us);
 
 #endif							/* SENTDM_DRAIN_H */

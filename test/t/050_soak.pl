@@ -65,6 +65,7 @@ BEGIN
 			id := sentdm_send(any_number(), body => 'soakbody', send_at => clock_timestamp() + random() * interval '1 s');
 			COMMIT;
 			PERFORM pg_sleep(random() * 0.1);
+			COMMIT;
 			PERFORM sentdm_cancel(id);
 		ELSIF kind < 0.95 THEN
 			BEGIN

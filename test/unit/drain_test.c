@@ -864,12 +864,27 @@ test_user_pause(void)
 	finish(OK);
 	ok(quota(SENTDM_HIGH) == 0, "however it is answered");
 	sentdm_drain_resume(&drain, now);
-	ok(quota(SENTDM_HIGH) == 1, "after that, one request goes first");
+	ok(quota(SENTDM_HIGH) > 1 && !drain.probing, "after that, all go on: there was no trouble");
+
+	begin(&plain, 24);
+	start(1);
+	finish(BAD_KEY);
+	sentdm_drain_pause(&drain, SENTDM_PAUSE_USER, -1, now);
+	sentdm_drain_resume(&drain, now);
+	ok(quota(SENTDM_HIGH) == 1, "unless there was: then one request goes first");
 	start(1);
 	ok(quota(SENTDM_HIGH) == 0, "and the others wait for it");
 	ok(sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) <= now + 6 * SECOND, "but not for long");
 	now += 6 * SECOND;
 	ok(quota(SENTDM_HIGH) == 1, "if it hangs, another one tries");
+
+	begin(&plain, 24);
+	start(4);
+	for (int i = 0; i < 4; i++)
+		finish(TIMEOUT);
+	sentdm_drain_pause(&drain, SENTDM_PAUSE_USER, -1, now);
+	sentdm_drain_resume(&drain, now);
+	ok(quota(SENTDM_HIGH) == 1, "so, too, when the API was unwell before the pause");
 }
 
 static void
