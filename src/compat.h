@@ -34,6 +34,16 @@
 #define sentdm_proc_number() (MyProc->pgprocno)
 #endif
 
+/* Minor releases of 2025 tell "none" from "not known yet", when the setting decides. */
+#ifdef SYNC_STANDBY_DEFINED
+#define sentdm_sync_standbys_defined() \
+	((WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0 || \
+	 ((WalSndCtl->sync_standbys_status & SYNC_STANDBY_INIT) == 0 && \
+	  SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0'))
+#else
+#define sentdm_sync_standbys_defined() (WalSndCtl->sync_standbys_defined)
+#endif
+
 /* 16 lets callbacks of the JSON parser stop it; 17 lets its state live elsewhere. */
 #if PG_VERSION_NUM >= 160000
 #define SENTDM_JSON_CALLBACK JsonParseErrorType

@@ -38,6 +38,7 @@ sentdm_queue_take_over(SentdmQueue *queue)
 	int64		rescued;
 
 	sentdm_begin();
+	sentdm_commit_to_disk();
 	sentdm_sender_adopt();
 	rescued = sentdm_outbox_rescue(&suspects);
 	sentdm_commit();
@@ -178,7 +179,7 @@ exchange_body(void *arg)
 	if (queue->room > 0)
 		claim(queue);
 	if (queue->n_claimed > 0)
-		sentdm_require_durable_commit();
+		sentdm_commit_to_disk();
 	else
 		sentdm_commit_may_be_lost();
 	if (queue->n_claimed > 0)
@@ -216,6 +217,9 @@ exchange(SentdmQueue *queue)
 	sentdm_account_announce_pause(queue->account);
 	sentdm_flight_settled(queue->flight);
 	take_claimed(queue);
+	/* Only what the standby knows of may leave. */
+	if (queue->n_claimed > 0 && !sentdm_wait_for_standby())
+		sentdm_flight_release(queue->flight);
 	return !queue->gone;
 }
 

@@ -5,18 +5,27 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/lwlock.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "transact.h"
 
 #define FIRST_RETRY_MS 100
 #define LONGEST_RETRY_MS 30000
 
 static MemoryContext context_outside;
+static volatile sig_atomic_t waiting_for_standby = false;
 
 /*
  * Old statistics must not turn a look at the queue into a scan of the history,
@@ -46,8 +55,12 @@ sentdm_fix_settings(void)
 
 	for (int i = 0; i < lengthof(fixed); i++)
 		SetConfigOption(fixed[i][0], fixed[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-	if (synchronous_commit != SYNCHRONOUS_COMMIT_REMOTE_APPLY)
-		SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
+
+	/*
+	 * What a claim waits for on a standby; transactions choose for
+	 * themselves.
+	 */
+	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 void
@@ -70,23 +83,74 @@ sentdm_commit(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-void
-sentdm_require_durable_commit(void)
+/*
+ * For the current transaction only.  The source must be the session: a value from
+ * PGC_S_OVERRIDE would become the default that the end of the transaction returns
+ * to, and no later claim would wait.
+ */
+static void
+set_synchronous_commit(const char *value)
 {
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+	(void) set_config_option("synchronous_commit", value, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+void
+sentdm_commit_to_disk(void)
+{
+	set_synchronous_commit("local");
+	if (synchronous_commit != SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 		elog(ERROR, "a claim would not be durable");
 }
 
 void
 sentdm_commit_may_be_lost(void)
 {
-	/*
-	 * The source must be the session: a value from PGC_S_OVERRIDE would
-	 * become the default that the end of the transaction returns to, and no
-	 * later claim would wait for the disk.
-	 */
-	(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	set_synchronous_commit("off");
+}
+
+/* Has the standby flushed it, or is none wanted (any more)? */
+static bool
+is_on_standby(XLogRecPtr lsn)
+{
+	bool		there;
+
+	if (!SyncRepRequested())
+		return true;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	there = !sentdm_sync_standbys_defined() || lsn <= WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH];
+	LWLockRelease(SyncRepLock);
+	return there;
+}
+
+void
+sentdm_handle_shutdown(SIGNAL_ARGS)
+{
+	SignalHandlerForShutdownRequest(postgres_signal_arg);
+	/* The only thing that ends the wait, and there it does no harm. */
+	if (waiting_for_standby)
+		StatementCancelHandler(postgres_signal_arg);
+}
+
+/*
+ * Outside of a transaction, so that a standby that is gone for hours holds back
+ * nothing here.  A wait that somebody cancelled ends like one that succeeded; so
+ * what counts is what the standby has confirmed.
+ */
+bool
+sentdm_wait_for_standby(void)
+{
+	XLogRecPtr	lsn = XactLastCommitEnd;
+	bool		there;
+
+	HOLD_INTERRUPTS();
+	waiting_for_standby = true;
+	while (!(there = is_on_standby(lsn)) && !ShutdownRequestPending)
+		SyncRepWaitForLSN(lsn, true);
+	waiting_for_standby = false;
+	QueryCancelPending = false;
+	RESUME_INTERRUPTS();
+	return there;
 }
 
 /*

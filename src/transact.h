@@ -25,8 +25,20 @@ extern void sentdm_fix_settings(void);
 extern void sentdm_begin(void);
 extern void sentdm_commit(void);
 
-/* Raises an error unless the commit of this transaction will wait for the disk. */
-extern void sentdm_require_durable_commit(void);
+/*
+ * The commit of the current transaction waits for the disk, whatever the settings
+ * say, but not for a standby: see sentdm_wait_for_standby.
+ */
+extern void sentdm_commit_to_disk(void);
+
+/*
+ * Wait until what was committed last is on the synchronous standby, if there is to
+ * be one.  False: it is not, and the process was asked to end.
+ */
+extern bool sentdm_wait_for_standby(void);
+
+/* What SIGTERM does: ask the process to end, also while it waits for a standby. */
+extern void sentdm_handle_shutdown(SIGNAL_ARGS);
 
 /* The current transaction may be lost in a crash of the server, to save a flush. */
 extern void sentdm_commit_may_be_lost(void);
