@@ -10,6 +10,7 @@
 #include "account.h"
 #include "clock.h"
 #include "sentdm.h"
+#include "share.h"
 
 #define KEY_POLL_MS 5000
 
@@ -68,6 +69,62 @@ sentdm_account_paused_for_key(const SentdmAccount *account)
 		pause == SENTDM_PAUSE_CERTIFICATE;
 }
 
+static void
+resume(SentdmFlight *flight)
+{
+	sentdm_share_lock(&flight->drain.rates);
+	sentdm_drain_resume(&flight->drain, sentdm_clock_us());
+	sentdm_share_unlock(&flight->drain.rates);
+}
+
+/*
+ * The key, URL or CA file that requests use may be another one.  One that is not
+ * known to be good is tried by one request.
+ */
+static void
+use_access(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+	int64		access_hash = (int64) hash_text(flight->api_key, account->address_hash);
+
+	if (access_hash == flight->access_hash)
+		return;
+	flight->access_hash = access_hash;
+	flight->report.account = sentdm_share_attach((uint64) access_hash, &flight->drain.rates);
+	if (!sentdm_share_is_proven() && flight->drain.pause == SENTDM_PAUSE_NONE)
+		resume(flight);
+}
+
+void
+sentdm_account_hear(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+	int64		now_us = sentdm_clock_us();
+	int64		probe_after_ms;
+	SentdmNews	news;
+
+	if (!sentdm_share_news(&news) || flight->drain.pause == SENTDM_PAUSE_USER)
+		return;
+	probe_after_ms = news.probe_at_us == INT64_MAX ? -1 : Max((news.probe_at_us - now_us) / 1000, 0);
+	if (news.pause != SENTDM_PAUSE_NONE)
+	{
+		if (flight->drain.pause == SENTDM_PAUSE_NONE)
+		{
+			flight->new_pause = news.pause;
+			flight->probe_after_ms = probe_after_ms;
+			flight->paused_hash = flight->access_hash;
+			flight->unpause = false;
+		}
+		sentdm_drain_pause(&flight->drain, news.pause, probe_after_ms, now_us);
+	}
+	else if (flight->drain.pause != SENTDM_PAUSE_NONE)
+	{
+		resume(flight);
+		flight->new_pause = SENTDM_PAUSE_NONE;
+		flight->unpause = true;
+	}
+}
+
 void
 sentdm_account_read_key(SentdmAccount *account)
 {
@@ -83,12 +140,12 @@ sentdm_account_read_key(SentdmAccount *account)
 	else if (sentdm_account_paused_for_key(account) &&
 			 (int64) hash_text(key, hash_of_address()) != account->sender.key_hash)
 	{
-		sentdm_drain_resume(&flight->drain, sentdm_clock_us());
+		resume(flight);
 		flight->unpause = true;
 		flight->new_pause = SENTDM_PAUSE_NONE;
 	}
 	memcpy(flight->api_key, key, sizeof(key));
-	flight->access_hash = (int64) hash_text(key, account->address_hash);
+	use_access(account);
 	explicit_bzero(key, sizeof(key));
 }
 
@@ -121,7 +178,9 @@ sentdm_account_open_http(SentdmAccount *account)
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize the HTTP client")));
 	account->address_hash = hash_of_address();
-	flight->access_hash = (int64) hash_text(flight->api_key, account->address_hash);
+	/* At the start the key comes next. */
+	if (flight->access_hash != 0)
+		use_access(account);
 }
 
 void
@@ -139,7 +198,7 @@ sentdm_account_follow_sender(SentdmAccount *account)
 	}
 	else if (drain->pause != SENTDM_PAUSE_NONE && account->flight->new_pause == SENTDM_PAUSE_NONE)
 	{
-		sentdm_drain_resume(drain, sentdm_clock_us());
+		resume(account->flight);
 		sentdm_account_read_key(account);
 	}
 }

@@ -37,6 +37,12 @@ extern bool sentdm_account_key_is_due(const SentdmAccount *account);
 /* Would a changed key, base URL or CA file help? */
 extern bool sentdm_account_paused_for_key(const SentdmAccount *account);
 
+/*
+ * Take over what an answer to a worker of another database said about the
+ * account, if there is anything new.
+ */
+extern void sentdm_account_hear(SentdmAccount *account);
+
 /* A new HTTP client under the present settings; nothing may be under way. */
 extern void sentdm_account_open_http(SentdmAccount *account);
 

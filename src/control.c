@@ -480,7 +480,7 @@ sentdm_resume(PG_FUNCTION_ARGS)
 	SPI_connect();
 	require_sender(sentdm_execute(&clear, NULL, NULL));
 	SPI_finish();
-	sentdm_control_at_commit();
+	sentdm_resume_at_commit();
 	PG_RETURN_VOID();
 }
 

@@ -143,8 +143,8 @@ refill(SentdmBucket *bucket, const SentdmRate *rate, double slowdown, int64_t no
 static void
 refill_all(SentdmDrain *drain, int64_t now_us)
 {
-	refill(&drain->requests, &drain->settings.requests, drain->slowdown, now_us);
-	refill(&drain->messages, &drain->settings.messages, drain->slowdown, now_us);
+	refill(&drain->rates.requests, &drain->settings.requests, drain->rates.slowdown, now_us);
+	refill(&drain->rates.messages, &drain->settings.messages, drain->rates.slowdown, now_us);
 }
 
 /*
@@ -225,9 +225,9 @@ rate_room(const SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 	const SentdmRate *requests = &drain->settings.requests;
 	const SentdmRate *messages = &drain->settings.messages;
 
-	return min64(bucket_room(&drain->requests, requests, drain->slowdown,
+	return min64(bucket_room(&drain->rates.requests, requests, drain->rates.slowdown,
 							 kept_share(requests, lane, 0), 1, now_us),
-				 bucket_room(&drain->messages, messages, drain->slowdown,
+				 bucket_room(&drain->rates.messages, messages, drain->rates.slowdown,
 							 kept_share(messages, lane, 0.5), MAX_RECIPIENTS, now_us));
 }
 
@@ -238,9 +238,9 @@ rate_ready_us(const SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 	const SentdmRate *requests = &drain->settings.requests;
 	const SentdmRate *messages = &drain->settings.messages;
 
-	return max64(bucket_ready_us(&drain->requests, requests, drain->slowdown,
+	return max64(bucket_ready_us(&drain->rates.requests, requests, drain->rates.slowdown,
 								 kept_share(requests, lane, 0), now_us),
-				 bucket_ready_us(&drain->messages, messages, drain->slowdown,
+				 bucket_ready_us(&drain->rates.messages, messages, drain->rates.slowdown,
 								 kept_share(messages, lane, 0.5), now_us));
 }
 
@@ -251,6 +251,13 @@ shut(SentdmBucket *bucket, int64_t until_us)
 	bucket->tokens = bucket->tokens < 0 ? bucket->tokens : 0;
 	bucket->refilled_us = until_us;
 	bucket->emptied_us = until_us;
+}
+
+/* By the breaker, or by a 429 that any drainer of the account was given. */
+static int64_t
+blocked_until(const SentdmDrain *drain)
+{
+	return max64(drain->blocked_until_us, drain->rates.limited_until_us);
 }
 
 /*
@@ -269,39 +276,40 @@ slow_down(SentdmDrain *drain, int64_t retry_after_ms, int64_t now_us)
 	int64_t		wait_ms;
 
 	refill_all(drain, now_us);
-	if (now_us >= drain->blocked_until_us)
+	if (now_us >= blocked_until(drain))
 	{
-		drain->slowdown = drain->slowdown / 2 > MIN_SLOWDOWN ? drain->slowdown / 2 : MIN_SLOWDOWN;
+		drain->rates.slowdown = drain->rates.slowdown / 2 > MIN_SLOWDOWN ? drain->rates.slowdown / 2 : MIN_SLOWDOWN;
 		halve_window(drain);
 	}
 
 	if (retry_after_ms >= 0)
 		wait_ms = max64(retry_after_ms, SECOND_MS);
 	else
-		wait_ms = drain->slowdown > MIN_SLOWDOWN ?
-			(int64_t) ((double) SECOND_MS / drain->slowdown) : 61 * SECOND_MS;
+		wait_ms = drain->rates.slowdown > MIN_SLOWDOWN ?
+			(int64_t) ((double) SECOND_MS / drain->rates.slowdown) : 61 * SECOND_MS;
 	wait_ms += uniform(drain, 0, max64(wait_ms / 10, 250));
 	drain->blocked_until_us = max64(drain->blocked_until_us,
 									now_us + min64(wait_ms, HOUR_MS) * MS_US);
 
-	drain->slowed_us = drain->blocked_until_us;
-	shut(&drain->requests, drain->blocked_until_us);
-	shut(&drain->messages, drain->blocked_until_us);
+	drain->rates.limited_until_us = drain->blocked_until_us;
+	drain->rates.slowed_us = drain->blocked_until_us;
+	shut(&drain->rates.requests, drain->blocked_until_us);
+	shut(&drain->rates.messages, drain->blocked_until_us);
 }
 
 /* Back to the full rate, linearly in the time during which answers are good. */
 static void
 speed_up(SentdmDrain *drain, int64_t now_us)
 {
-	int64_t		elapsed_us = min64(max64(now_us - drain->slowed_us, 0), IDLE_US);
+	int64_t		elapsed_us = min64(max64(now_us - drain->rates.slowed_us, 0), IDLE_US);
 
-	if (drain->slowdown >= 1)
+	if (drain->rates.slowdown >= 1)
 		return;
 	refill_all(drain, now_us);
-	drain->slowdown += (double) elapsed_us / (double) RECOVERY_US;
-	if (drain->slowdown > 1)
-		drain->slowdown = 1;
-	drain->slowed_us = max64(drain->slowed_us, now_us);
+	drain->rates.slowdown += (double) elapsed_us / (double) RECOVERY_US;
+	if (drain->rates.slowdown > 1)
+		drain->rates.slowdown = 1;
+	drain->rates.slowed_us = max64(drain->rates.slowed_us, now_us);
 }
 
 /*
@@ -605,18 +613,21 @@ sentdm_drain_init(SentdmDrain *drain, const SentdmDrainSettings *settings,
 	*drain = (SentdmDrain)
 	{
 		.settings = *settings,
+			.rates =
+		{
 			.requests =
-		{
-			.refilled_us = now_us,.emptied_us = now_us
-		},
-			.messages =
-		{
-			.refilled_us = now_us,.emptied_us = now_us
+			{
+				.refilled_us = now_us,.emptied_us = now_us
+			},
+				.messages =
+			{
+				.refilled_us = now_us,.emptied_us = now_us
+			},
+				.slowdown = 1,
+				.slowed_us = now_us
 		},
 			.window = (int) min64(FIRST_WINDOW, settings->max_in_flight),
 			.heard_us = now_us,
-			.slowdown = 1,
-			.slowed_us = now_us,
 			.pause = SENTDM_PAUSE_NONE,
 			.probe_at_us = INT64_MAX,
 			.random = seed
@@ -638,7 +649,7 @@ sentdm_drain_configure(SentdmDrain *drain, const SentdmDrainSettings *settings, 
 static bool
 is_shut(const SentdmDrain *drain, int64_t now_us)
 {
-	return (is_holding(drain) && now_us < drain->probe_at_us) || now_us < drain->blocked_until_us;
+	return (is_holding(drain) && now_us < drain->probe_at_us) || now_us < blocked_until(drain);
 }
 
 int
@@ -666,7 +677,7 @@ sentdm_drain_claimable(SentdmDrain *drain, SentdmLane lane, int ready, int64_t n
 int64_t
 sentdm_drain_ready_us(const SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 {
-	int64_t		ready_us = max64(now_us, drain->blocked_until_us);
+	int64_t		ready_us = max64(now_us, blocked_until(drain));
 
 	/* an epoch or two, and requests are slow; else something has to come back */
 	for (int i = 0; free_slots(drain, lane, ready_us) == 0; i++)
@@ -685,9 +696,9 @@ sentdm_drain_started(SentdmDrain *drain, int recipients, int64_t now_us)
 {
 	refill_all(drain, now_us);
 	if (is_limited(&drain->settings.requests))
-		drain->requests.tokens -= 1;
+		drain->rates.requests.tokens -= 1;
 	if (is_limited(&drain->settings.messages))
-		drain->messages.tokens -= recipients;
+		drain->rates.messages.tokens -= recipients;
 	drain->window = window_at(drain, now_us);
 	if (is_idle(drain, now_us))
 		drain->proven = false;

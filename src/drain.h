@@ -60,6 +60,19 @@ typedef struct SentdmTally
 } SentdmTally;
 
 /*
+ * What is left of the account's rates.  All drainers that use one API key share
+ * it: whoever holds them apart copies it in before a call and out after it.
+ */
+typedef struct SentdmRates
+{
+	SentdmBucket requests;
+	SentdmBucket messages;
+	double		slowdown;		/* 1: full rate; less after a 429, recovering */
+	int64_t		slowed_us;		/* when slowdown was changed last */
+	int64_t		limited_until_us;	/* by a 429; 0: not */
+} SentdmRates;
+
+/*
  * All that the drainer remembers between two decisions; plain data, copyable.
  *
  * pause is for the caller to read: it goes back to NONE when a probe was
@@ -68,8 +81,7 @@ typedef struct SentdmTally
 typedef struct SentdmDrain
 {
 	SentdmDrainSettings settings;
-	SentdmBucket requests;
-	SentdmBucket messages;
+	SentdmRates rates;
 	int			in_flight;
 	int			older;			/* of these, started before the last good
 								 * answer, the last opening of the breaker or
@@ -81,8 +93,6 @@ typedef struct SentdmDrain
 	SentdmTally starts;			/* of requests */
 	SentdmTally ends;
 	int64_t		heard_us;		/* when the last request came to an end */
-	double		slowdown;		/* 1: full rate; less after a 429, recovering */
-	int64_t		slowed_us;		/* when slowdown was changed last */
 	int			failures;		/* answers in a row that say the API is unwell */
 	bool		probing;		/* one request at a time, until one is
 								 * answered well */

@@ -13,6 +13,7 @@
 
 #include "clock.h"
 #include "flight.h"
+#include "share.h"
 #include "sentdm.h"
 
 #define UNIX_EPOCH_US ((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
@@ -146,6 +147,18 @@ drop_body(SentdmMessage *message)
 	message->body = NULL;
 }
 
+static SentdmDecision
+finish(SentdmFlight *flight, const SentdmAttempt *attempt, const SentdmReply *reply)
+{
+	SentdmDecision decision;
+
+	sentdm_share_lock(&flight->drain.rates);
+	decision = sentdm_drain_finished(&flight->drain, attempt, reply, sentdm_clock_us(),
+									 (int64) time(NULL));
+	sentdm_share_unlock(&flight->drain.rates);
+	return decision;
+}
+
 /* Not even handed to libcurl: out of memory, most likely. */
 static void
 not_submitted(SentdmFlight *flight, SentdmMessage *message, const SentdmAttempt *attempt)
@@ -156,42 +169,8 @@ not_submitted(SentdmFlight *flight, SentdmMessage *message, const SentdmAttempt 
 	memset(&reply, 0, sizeof(reply));
 	reply.transport = SENTDM_NOT_REACHED;
 	reply.retry_after_ms = -1;
-	decision = sentdm_drain_finished(&flight->drain, attempt, &reply, sentdm_clock_us(),
-									 (int64) time(NULL));
+	decision = finish(flight, attempt, &reply);
 	end_unsent(flight, message, &decision);
-}
-
-/* Decide on a message anew, for its time may be over, and POST it if it may go. */
-static void
-start(SentdmFlight *flight, SentdmMessage *message)
-{
-	SentdmAttempt attempt = attempt_of(message, GetCurrentTimestamp());
-	SentdmDecision decision = sentdm_drain_admit(&flight->drain, &attempt);
-
-	if (message->body == NULL)
-	{
-		/* The message was deleted by hand: so is its place in the queue. */
-		decision.action = SENTDM_DO_FAIL;
-		decision.error_code = "deleted";
-	}
-	if (decision.action != SENTDM_DO_SEND)
-	{
-		drop_body(message);
-		end_unsent(flight, message, &decision);
-		return;
-	}
-	message->access_hash = flight->access_hash;
-	sentdm_drain_started(&flight->drain, message->recipients, sentdm_clock_us());
-	if (!post(flight, message))
-	{
-		drop_body(message);
-		not_submitted(flight, message, &attempt);
-		return;
-	}
-	/* libcurl has a copy. */
-	drop_body(message);
-	flight->under_way++;
-	sentdm_count(flight->slot, SENTDM_COUNT_REQUESTS, 1);
 }
 
 /* Ready to start */
@@ -347,6 +326,28 @@ note_pause(SentdmFlight *flight, const SentdmMessage *message, SentdmPause befor
 		flight->unpause = true;
 }
 
+/* Sent looked at the message itself, so it knows the key. */
+static bool
+proves_key(const SentdmReply *reply, const SentdmDecision *decision)
+{
+	return decision->action == SENTDM_DO_ACCEPT ||
+		(reply->readable && decision->error_code == NULL &&
+		 (decision->action == SENTDM_DO_FAIL || decision->action == SENTDM_DO_SPLIT));
+}
+
+/* Other databases send under the same key; unless it was changed meanwhile. */
+static void
+tell_others(const SentdmFlight *flight, const SentdmMessage *message,
+			const SentdmReply *reply, const SentdmDecision *decision)
+{
+	if (message->access_hash != flight->access_hash)
+		return;
+	if (decision->pause != SENTDM_PAUSE_NONE)
+		sentdm_share_pause(decision->pause, flight->drain.probe_at_us);
+	else if (flight->drain.pause == SENTDM_PAUSE_NONE && proves_key(reply, decision))
+		sentdm_share_prove();
+}
+
 static void
 count_trouble(SentdmFlight *flight, const SentdmReply *reply)
 {
@@ -391,12 +392,12 @@ conclude(SentdmFlight *flight, const SentdmHttpResult *result)
 	if (answer.request_id[0] == '\0')
 		strlcpy(answer.request_id, result->request_id, sizeof(answer.request_id));
 	reply = reply_of(result, &answer);
-	decision = sentdm_drain_finished(&flight->drain, &attempt, &reply, sentdm_clock_us(),
-									 (int64) time(NULL));
+	decision = finish(flight, &attempt, &reply);
 	if (decision.action != SENTDM_DO_ACCEPT)
 		answer.n_sent = 0;
 	note_answer(flight, result, &answer);
 	note_pause(flight, message, pause_before, &decision);
+	tell_others(flight, message, &reply, &decision);
 	count_trouble(flight, &reply);
 	count_outcome(flight, decision.action);
 	log_request(message, result, &answer);
@@ -421,6 +422,61 @@ sentdm_flight_collect(SentdmFlight *flight)
 	}
 }
 
+/* If the rates allow it, it counts as started at once: others use them, too. */
+static bool
+take_from_rates(SentdmFlight *flight, const SentdmMessage *message, bool starts)
+{
+	bool		may;
+
+	sentdm_share_lock(&flight->drain.rates);
+	may = sentdm_drain_quota(&flight->drain, message->lane, sentdm_clock_us()) > 0;
+	if (may && starts)
+		sentdm_drain_started(&flight->drain, message->recipients, sentdm_clock_us());
+	sentdm_share_unlock(&flight->drain.rates);
+	return may;
+}
+
+/*
+ * Decide on the first message of a lane anew, for its time may be over, and POST
+ * it if it may go.  False: none of this lane may, now.
+ */
+static bool
+start(SentdmFlight *flight, SentdmLane lane)
+{
+	SentdmMessage *message = flight->first_ready[lane];
+	SentdmAttempt attempt = attempt_of(message, GetCurrentTimestamp());
+	SentdmDecision decision = sentdm_drain_admit(&flight->drain, &attempt);
+
+	if (message->body == NULL)
+	{
+		/* The message was deleted by hand: so is its place in the queue. */
+		decision.action = SENTDM_DO_FAIL;
+		decision.error_code = "deleted";
+	}
+	if (!sentdm_share_take() ||
+		!take_from_rates(flight, message, decision.action == SENTDM_DO_SEND))
+		return false;
+	(void) next_ready(flight, lane);
+	if (decision.action != SENTDM_DO_SEND)
+	{
+		drop_body(message);
+		end_unsent(flight, message, &decision);
+		return true;
+	}
+	message->access_hash = flight->access_hash;
+	if (!post(flight, message))
+	{
+		drop_body(message);
+		not_submitted(flight, message, &attempt);
+		return true;
+	}
+	/* libcurl has a copy. */
+	drop_body(message);
+	flight->under_way++;
+	sentdm_count(flight->slot, SENTDM_COUNT_REQUESTS, 1);
+	return true;
+}
+
 void
 sentdm_flight_start(SentdmFlight *flight)
 {
@@ -428,9 +484,8 @@ sentdm_flight_start(SentdmFlight *flight)
 
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
-		while (flight->n_ready[lane] > 0 &&
-			   sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us()) > 0)
-			start(flight, next_ready(flight, lane));
+		while (flight->n_ready[lane] > 0 && start(flight, lane))
+			;
 	}
 	/* It is libcurl's turn now, or they would leave only after the next wait. */
 	if (flight->under_way > before)

@@ -20,6 +20,7 @@
 #include "outbox.h"
 #include "queue.h"
 #include "sentdm.h"
+#include "share.h"
 #include "shmem.h"
 
 #define LOCKED_ROW_POLL_MS 200
@@ -107,11 +108,15 @@ wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
 	SentdmFlight *flight = queue->flight;
 	int			ready = sentdm_flight_ready(flight, lane) + queue->n_claimed;
 	int			startable;
+	int			claimable;
 	int			affordable;
 
-	if (queue->due[lane] > now)
+	if (queue->due[lane] > now || !sentdm_share_is_free())
 		return 0;
+	sentdm_share_lock(&flight->drain.rates);
 	startable = sentdm_drain_quota(&flight->drain, lane, sentdm_clock_us());
+	claimable = sentdm_drain_claimable(&flight->drain, lane, ready, sentdm_clock_us());
+	sentdm_share_unlock(&flight->drain.rates);
 
 	/*
 	 * Those that may have killed the worker go alone, so that no other is
@@ -120,8 +125,7 @@ wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
 	if (flight->suspects > 0)
 		return nothing_in_hand(flight) && queue->n_claimed == 0 ? Min(startable, 1) : 0;
 	affordable = (int) ((AHEAD_BYTES - Min(flight->ready_bytes, AHEAD_BYTES)) / Max(queue->body_bytes, 1));
-	return Min(sentdm_drain_claimable(&flight->drain, lane, ready, sentdm_clock_us()),
-			   Max(startable - ready, affordable));
+	return Min(claimable, Max(startable - ready, affordable));
 }
 
 /* Where the queue was empty, remember when to look again. */
@@ -285,12 +289,19 @@ sentdm_ms_until_us(int64_t when_us)
 static long
 lane_wait_ms(const SentdmQueue *queue, SentdmLane lane)
 {
-	const SentdmFlight *flight = queue->flight;
+	SentdmFlight *flight = queue->flight;
 	long		wait_ms = flight->n_ready[lane] > 0 ? 0 : sentdm_ms_until(queue->due[lane]);
+	int64		ready_us;
 
 	if (wait_ms == SENTDM_LONGEST_WAIT_MS || (flight->suspects > 0 && !nothing_in_hand(flight)))
 		return SENTDM_LONGEST_WAIT_MS;
-	return Max(wait_ms, sentdm_ms_until_us(sentdm_drain_ready_us(&flight->drain, lane, sentdm_clock_us())));
+	/* Another worker tries the key: it will set the latch. */
+	if (!sentdm_share_is_free())
+		return SENTDM_LONGEST_WAIT_MS;
+	sentdm_share_lock(&flight->drain.rates);
+	ready_us = sentdm_drain_ready_us(&flight->drain, lane, sentdm_clock_us());
+	sentdm_share_unlock(&flight->drain.rates);
+	return Max(wait_ms, sentdm_ms_until_us(ready_us));
 }
 
 long

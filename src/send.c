@@ -31,6 +31,7 @@
 #include "pace.h"
 #include "send.h"
 #include "sentdm.h"
+#include "share.h"
 #include "shmem.h"
 #include "sql.h"
 #include "uuid7.h"
@@ -55,6 +56,7 @@ typedef struct Pending
 {
 	bool		wake;
 	bool		control;
+	bool		resumed;
 	bool		enable_changed;
 	bool		enable;
 	bool		settings_changed;	/* of databases or roles */
@@ -89,6 +91,13 @@ act_on_commit(void)
 	slot = sentdm_slot(MyDatabaseId, false);
 	if (slot == NULL)
 		return;
+	if (pending.resumed)
+	{
+		SentdmWorkerReport report;
+
+		sentdm_slot_read_report(slot, &report);
+		sentdm_share_forget_pause(report.account);
+	}
 	if (pending.control)
 		sentdm_slot_control(slot);
 	else
@@ -176,6 +185,13 @@ sentdm_control_at_commit(void)
 {
 	note_subtransaction();
 	pending.control = true;
+}
+
+void
+sentdm_resume_at_commit(void)
+{
+	sentdm_control_at_commit();
+	pending.resumed = true;
 }
 
 void

@@ -28,9 +28,11 @@ extern void sentdm_raise(const SentdmComplaint *complaint) pg_attribute_noreturn
 
 /*
  * At commit of the current transaction: tell the worker that a pause, resume or
- * retry changed the queue; enable or disable also changes who is served.
+ * retry changed the queue; resume also ends what other databases know of a pause
+ * of the account, enable or disable also changes who is served.
  */
 extern void sentdm_control_at_commit(void);
+extern void sentdm_resume_at_commit(void);
 extern void sentdm_enable_at_commit(bool enabled);
 
 /*

@@ -18,6 +18,7 @@
 
 #include "compat.h"
 #include "recovery.h"
+#include "share.h"
 #include "shmem.h"
 
 typedef struct SharedState
@@ -45,14 +46,15 @@ request_shmem(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
-	RequestNamedLWLockTranche("sentdm", 1);
+	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)) + sentdm_share_size());
+	RequestNamedLWLockTranche("sentdm", 2);
 }
 
 static void
 startup_shmem(void)
 {
 	bool		found;
+	void	   *shares;
 
 	if (previous_startup_hook)
 		previous_startup_hook();
@@ -78,6 +80,8 @@ startup_shmem(void)
 				pg_atomic_init_u64(&slot->counters[c], 0);
 		}
 	}
+	shares = ShmemInitStruct("sentdm accounts", sentdm_share_size(), &found);
+	sentdm_share_startup(shares, &GetNamedLWLockTranche("sentdm")[1].lock, found);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -133,6 +137,7 @@ reset_slot(SentdmSlot *slot, Oid database)
 	slot->next_due = DT_NOEND;
 	memset(&slot->report, 0, sizeof(slot->report));
 	slot->report.mode = -1;
+	slot->report.account = -1;
 	pg_atomic_write_u32(&slot->work, 0);
 	for (int c = 0; c < SENTDM_COUNTERS; c++)
 		pg_atomic_write_u64(&slot->counters[c], 0);

@@ -46,6 +46,7 @@ typedef struct SentdmWorkerReport
 	int64		clock_skew_ms;	/* Sent's clock minus ours, from its Date
 								 * headers */
 	bool		clock_known;
+	int			account;		/* share.c's number of it; -1: none yet */
 	int			mode;			/* sentdm.mode of the worker; -1: none ran yet */
 	TimestampTz prune_at;		/* when it looks for what is to be deleted; 0:
 								 * at once */

@@ -35,6 +35,7 @@
 #include "queue.h"
 #include "retention.h"
 #include "sentdm.h"
+#include "share.h"
 #include "shmem.h"
 #include "transact.h"
 
@@ -101,7 +102,9 @@ reload(Worker *worker)
 
 	ProcessConfigFile(PGC_SIGHUP);
 	settings = sentdm_drain_settings();
+	sentdm_share_lock(&worker->flight.drain.rates);
 	sentdm_drain_configure(&worker->flight.drain, &settings, sentdm_clock_us());
+	sentdm_share_unlock(&worker->flight.drain.rates);
 	worker->http_outdated = true;
 	sentdm_account_read_key(&worker->account);
 	/* What was claimed under another mode may not go under this one. */
@@ -163,6 +166,7 @@ static void
 send_and_store(Worker *worker)
 {
 	sentdm_flight_collect(&worker->flight);
+	sentdm_account_hear(&worker->account);
 	if (is_ready_in_vain(worker))
 		sentdm_flight_release(&worker->flight);
 	/* They are answered while the exchange waits for the disk. */
@@ -171,6 +175,8 @@ send_and_store(Worker *worker)
 	if (!sentdm_queue_exchange(&worker->queue, reason_not_to_claim(worker) == NULL))
 		worker->control_seen--;
 	sentdm_flight_start(&worker->flight);
+	if (worker->flight.under_way == 0)
+		sentdm_share_rest();
 }
 
 /* What has time until the queue is served; a copy is left as it is. */

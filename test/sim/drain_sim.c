@@ -1273,7 +1273,7 @@ start_worker(void)
 	commit(true);
 	sentdm_drain_init(&worker->drain, &world.settings, world.now, draw());
 	if (mutation == FULL_BUCKETS)
-		worker->drain.requests.tokens = worker->drain.messages.tokens = 1e9;
+		worker->drain.rates.requests.tokens = worker->drain.rates.messages.tokens = 1e9;
 	if (db->pause != SENTDM_PAUSE_NONE)
 		sentdm_drain_pause(&worker->drain, db->pause,
 						   db->probe_at == NEVER ? -1 : max64(db->probe_at - wall(), 0) / 1000, world.now);

@@ -641,10 +641,10 @@ test_rate_limited(void)
 	   decision.delay_ms == 0 && decision.pause == SENTDM_PAUSE_NONE, "a 429 costs the message no attempt");
 	ok(quota(SENTDM_HIGH) == 0 && drain.blocked_until_us >= now + 30 * SECOND &&
 	   drain.blocked_until_us <= now + 33 * SECOND, "and stops everything for Retry-After and a little");
-	ok(drain.slowdown == 0.5 && drain.window == 32, "after which half the rate is used");
+	ok(drain.rates.slowdown == 0.5 && drain.window == 32, "after which half the rate is used");
 	for (int i = 0; i < 9; i++)
 		finish(LIMITED_30);
-	ok(drain.slowdown == 0.5 && drain.window == 32, "the others that were in flight slow down no further");
+	ok(drain.rates.slowdown == 0.5 && drain.window == 32, "the others that were in flight slow down no further");
 	ok(sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) > drain.blocked_until_us &&
 	   sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) < drain.blocked_until_us + 100 * MS,
 	   "it ends with an empty bucket");
@@ -653,7 +653,7 @@ test_rate_limited(void)
 		now = drain.blocked_until_us;
 		request(LIMITED);
 	}
-	ok(drain.slowdown == 1.0 / 16, "a sixteenth of the rate is the least");
+	ok(drain.rates.slowdown == 1.0 / 16, "a sixteenth of the rate is the least");
 	ok(drain.blocked_until_us - now >= MINUTE, "and without Retry-After the wait grows meanwhile, to a minute");
 
 	for (int64_t wait = -1; wait < 86400000; wait = wait < 1 ? wait + 1 : wait * 7)
@@ -716,20 +716,20 @@ test_recovery(void)
 		now += SECOND;
 		request(OK);
 	}
-	half_way = drain.slowdown;
+	half_way = drain.rates.slowdown;
 	ok(half_way > 0.74 && half_way < 0.76, "the rate comes back linearly");
 	for (int i = 0; i < 76; i++)
 	{
 		now += SECOND;
 		request(OK);
 	}
-	ok(drain.slowdown == 1, "within minutes of successes");
+	ok(drain.rates.slowdown == 1, "within minutes of successes");
 
 	begin(&plain, 12);
 	request(LIMITED);
 	now = drain.blocked_until_us + HOUR;
 	request(OK);
-	ok(drain.slowdown < 0.6, "one success after an hour is not minutes of them");
+	ok(drain.rates.slowdown < 0.6, "one success after an hour is not minutes of them");
 }
 
 static void
@@ -915,7 +915,7 @@ test_lockout(void)
 	decision = request(LIMITED_30);
 	ok(decision.pause == SENTDM_PAUSE_CREDENTIALS && !decision.charged && drain.pause == SENTDM_PAUSE_CREDENTIALS,
 	   "a 429 after a 401 is the lockout of a bad key");
-	ok(decision.probe_after_ms == 900000 && drain.slowdown == 1, "which ends by itself, and is no matter of rates");
+	ok(decision.probe_after_ms == 900000 && drain.rates.slowdown == 1, "which ends by itself, and is no matter of rates");
 	now += 15 * MINUTE;
 	request(OK);
 	ok(drain.pause == SENTDM_PAUSE_NONE && request(LIMITED).pause == SENTDM_PAUSE_NONE,
@@ -1317,7 +1317,7 @@ test_reserve(void)
 	ok(quota(SENTDM_HIGH) == 1, "requests go one by one where recipients are limited");
 	sentdm_drain_started(&drain, 700, now);
 	finish(OK);
-	ok(quota(SENTDM_HIGH) == 0 && drain.messages.tokens < -599, "a big request passes, and leaves a debt");
+	ok(quota(SENTDM_HIGH) == 0 && drain.rates.messages.tokens < -599, "a big request passes, and leaves a debt");
 	now = sentdm_drain_ready_us(&drain, SENTDM_HIGH, now);
 	ok(now > START + HOUR + 43 * SECOND && now < START + HOUR + 46 * SECOND, "that is earned back first");
 }
@@ -1392,11 +1392,11 @@ test_configure(void)
 	settings.requests.amount = 100;
 	settings.max_in_flight = 8;
 	sentdm_drain_configure(&drain, &settings, now);
-	ok(drain.requests.tokens <= 10 && drain.window == 8 && quota(SENTDM_HIGH) == 0, "smaller limits hold at once");
+	ok(drain.rates.requests.tokens <= 10 && drain.window == 8 && quota(SENTDM_HIGH) == 0, "smaller limits hold at once");
 	settings.requests.amount = 10000;
 	settings.max_in_flight = 100;
 	sentdm_drain_configure(&drain, &settings, now);
-	ok(drain.requests.tokens <= 10 && drain.in_flight == 64, "greater ones give nothing for nothing");
+	ok(drain.rates.requests.tokens <= 10 && drain.in_flight == 64, "greater ones give nothing for nothing");
 
 	begin(&plain, 61);
 	now += HOUR;
@@ -1411,7 +1411,7 @@ test_configure(void)
 	now += MINUTE;
 	start(4);
 	sentdm_drain_configure(&drain, &settings, now);
-	ok(drain.requests.tokens < 2.1, "the same settings again forget nothing");
+	ok(drain.rates.requests.tokens < 2.1, "the same settings again forget nothing");
 }
 
 static void
@@ -1428,7 +1428,7 @@ test_clock(void)
 	quota(SENTDM_HIGH);
 	start(1);
 	now += 30 * SECOND;
-	ok(quota(SENTDM_HIGH) == 0 && drain.requests.tokens < 1.1, "time that passes twice is counted once");
+	ok(quota(SENTDM_HIGH) == 0 && drain.rates.requests.tokens < 1.1, "time that passes twice is counted once");
 }
 
 static void
@@ -1450,6 +1450,97 @@ test_seed(void)
 	start(1);
 	b = finish(HTTP_500);
 	ok(a.delay_ms != b.delay_ms, "another seed has other jitter");
+}
+
+/*
+ * Drainers of several databases under one API key, each with a state of its own and
+ * the rates shared.
+ */
+
+#define SHARERS 3
+
+static SentdmDrain sharers[SHARERS];
+static SentdmRates shared_rates;
+
+static void
+enter(int i)
+{
+	drain = sharers[i];
+	drain.rates = shared_rates;
+}
+
+static void
+leave(int i)
+{
+	sharers[i] = drain;
+	shared_rates = drain.rates;
+}
+
+static void
+begin_shared(const SentdmDrainSettings *settings, uint64_t seed)
+{
+	for (int i = 0; i < SHARERS; i++)
+	{
+		begin(settings, seed + i);
+		sharers[i] = drain;
+	}
+	shared_rates = drain.rates;
+}
+
+static void
+test_shared_rates(void)
+{
+	static int64_t at[100000];
+	SentdmDrainSettings settings = plain;
+	int			n = 0;
+	int			most = 0;
+	int			first = 0;
+	int			count[SHARERS] = {0};
+
+	settings.requests = (SentdmRate) {100, MINUTE};
+	begin_shared(&settings, 73);
+	for (int64_t until = now + 30 * MINUTE; now < until; now += 1 + roll(400) * MS)
+	{
+		int			i = roll(SHARERS);
+
+		enter(i);
+		for (int room = quota((SentdmLane) roll(3)); room > 0; room--)
+		{
+			request(roll(50) == 0 ? HTTP_500 : OK);
+			at[n++] = now;
+			count[i]++;
+		}
+		leave(i);
+		if (roll(1000) == 0)	/* its worker ends, and another one comes */
+		{
+			sentdm_drain_init(&sharers[i], &settings, now, (uint64_t) now);
+		}
+	}
+	for (int last = 0; last < n; last++)
+	{
+		while (at[last] - at[first] >= MINUTE)
+			first++;
+		most = last - first + 1 > most ? last - first + 1 : most;
+	}
+	ok(most <= 100, "drainers that share the rates keep to them together (%d of 100)", most);
+	ok(n > 30 * 85, "and use them (%d in half an hour)", n);
+	ok(count[0] > n / 5 && count[1] > n / 5 && count[2] > n / 5, "each about as much as the others");
+
+	begin_shared(&plain, 74);
+	now += MINUTE;
+	enter(0);
+	request(LIMITED_30);
+	leave(0);
+	enter(1);
+	ok(quota(SENTDM_HIGH) == 0 && sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) >= now + 30 * SECOND,
+	   "a 429 for one stops the others until Retry-After");
+	start(1);
+	finish(LIMITED_30);
+	ok(drain.rates.slowdown == 0.5, "and theirs slow down no further");
+	leave(1);
+	enter(2);
+	now += 40 * SECOND;
+	ok(quota(SENTDM_HIGH) > 0 && drain.rates.slowdown == 0.5, "afterwards all go on, at half the rate");
 }
 
 int
@@ -1486,5 +1577,6 @@ main(void)
 	test_configure();
 	test_clock();
 	test_seed();
+	test_shared_rates();
 	return done_testing();
 }
