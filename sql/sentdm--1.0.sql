@@ -206,6 +206,26 @@ COMMENT ON COLUMN sentdm.webhook_secrets.secret IS 'the secret; it starts with w
 COMMENT ON COLUMN sentdm.webhook_secrets.created_at IS 'when it was stored';
 COMMENT ON COLUMN sentdm.webhook_secrets.valid_until IS 'the end of the overlap after a rotation; NULL: in force';
 
+CREATE TABLE sentdm.webhooks (
+	id uuid PRIMARY KEY,
+	url text NOT NULL,
+	registered_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	backfilled_until timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	checked_at timestamptz,
+	active boolean,
+	failures integer,
+	trouble text
+);
+COMMENT ON TABLE sentdm.webhooks IS 'endpoints at Sent that post their events to this database; never dumped, for a copy is not their receiver';
+COMMENT ON COLUMN sentdm.webhooks.id IS 'Sent''s id of the endpoint';
+COMMENT ON COLUMN sentdm.webhooks.url IS 'where Sent posts to';
+COMMENT ON COLUMN sentdm.webhooks.registered_at IS 'when it was made or taken over';
+COMMENT ON COLUMN sentdm.webhooks.backfilled_until IS 'events before this time are here, received or fetched from Sent''s log';
+COMMENT ON COLUMN sentdm.webhooks.checked_at IS 'when the worker looked at it last';
+COMMENT ON COLUMN sentdm.webhooks.active IS 'whether Sent posts to it: after ten failures in a row it does not';
+COMMENT ON COLUMN sentdm.webhooks.failures IS 'events in a row that could not be posted';
+COMMENT ON COLUMN sentdm.webhooks.trouble IS 'what the worker found wrong with it; NULL: nothing';
+
 CREATE TABLE sentdm.sender (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	system_identifier bigint NOT NULL,
@@ -1040,6 +1060,93 @@ REVOKE ALL ON FUNCTION sentdm_refresh(uuid) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_refresh(uuid) IS 'ask the API for the present status of a message and store it';
 
 --
+-- Webhook endpoints
+--
+
+CREATE FUNCTION sentdm_create_webhook(url text, event_types text[] DEFAULT '{message,contact,templates}',
+	name text DEFAULT 'sentdm') RETURNS uuid
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	created jsonb;
+BEGIN
+	IF url IS NULL OR url !~ '^https://[^/\s]+(/\S*)?$' AND NOT (url ~ '^http://' AND current_setting('sentdm.allow_insecure_http')::boolean) THEN
+		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "url" is not a URL that Sent can post to',
+			HINT = 'Give the public address of your sentdm-receiver, such as https://hooks.example.com/webhooks/sent.';
+	END IF;
+	IF EXISTS (SELECT FROM sentdm.api_rows('/v3/webhooks', 'webhooks') AS w WHERE w ->> 'endpoint_url' = url) THEN
+		RAISE EXCEPTION USING ERRCODE = '42710', MESSAGE = 'Sent has an endpoint with this URL already',
+			HINT = 'Find its id with SELECT sentdm_api(''GET'', ''/v3/webhooks?page=1&page_size=100''), and take it over with sentdm_rotate_webhook_secret(id).';
+	END IF;
+	-- Taken now, so that nothing can keep the secret from being stored.
+	LOCK TABLE sentdm.webhook_secrets IN SHARE ROW EXCLUSIVE MODE;
+	created := @extschema@.sentdm_api('POST', '/v3/webhooks', jsonb_build_object('display_name', name,
+		'endpoint_url', url, 'event_types', event_types, 'retry_count', 5, 'timeout_seconds', 30));
+	PERFORM @extschema@.sentdm_set_webhook_secret(created ->> 'signing_secret', (created ->> 'id')::uuid);
+	INSERT INTO sentdm.webhooks (id, url) VALUES ((created ->> 'id')::uuid, $1);
+	RETURN (created ->> 'id')::uuid;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_create_webhook(text, text[], text) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_create_webhook(text, text[], text)
+IS 'have Sent post its events to a URL that leads here, and keep the signing secret; returns the endpoint''s id';
+
+CREATE FUNCTION sentdm_rotate_webhook_secret(webhook_id uuid, overlap interval DEFAULT '1 day') RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	webhook jsonb := @extschema@.sentdm_api('GET', '/v3/webhooks/' || webhook_id);
+BEGIN
+	-- Sent forgets the old secret at once: nothing may keep the new one from being stored.
+	LOCK TABLE sentdm.webhook_secrets IN SHARE ROW EXCLUSIVE MODE;
+	PERFORM @extschema@.sentdm_set_webhook_secret(@extschema@.sentdm_api('POST', format('/v3/webhooks/%s/rotate-secret', $1))
+		->> 'signing_secret', $1, $2);
+	INSERT INTO sentdm.webhooks AS w (id, url) VALUES ($1, webhook ->> 'endpoint_url')
+	ON CONFLICT (id) DO UPDATE SET url = excluded.url;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_rotate_webhook_secret(uuid, interval) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_rotate_webhook_secret(uuid, interval)
+IS 'have Sent make a new signing secret for an endpoint, and keep it; the old one stays valid here for the overlap. Takes over an endpoint made elsewhere';
+
+CREATE FUNCTION sentdm.record_events(webhook_id uuid, events jsonb[]) RETURNS bigint
+AS 'MODULE_PATHNAME', 'sentdm_record_events' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm.record_events(uuid, jsonb[]) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.record_events(uuid, jsonb[])
+IS 'internal: record and apply events from Sent''s log; returns how many were missing';
+
+CREATE FUNCTION sentdm_backfill(webhook_id uuid, since timestamptz) RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	started CONSTANT timestamptz := clock_timestamp();
+	pages jsonb[] := '{}';
+	data jsonb;
+	missing bigint;
+BEGIN
+	-- The newest come first.  All are fetched before any is written: no row is
+	-- locked while the network is waited for.
+	FOR page IN 1 .. 10000 LOOP
+		data := @extschema@.sentdm_api('GET', format('/v3/webhooks/%s/events?page=%s&page_size=100', webhook_id, page));
+		EXIT WHEN coalesce(jsonb_array_length(data -> 'events'), 0) = 0;
+		pages := pages || (data -> 'events');
+		EXIT WHEN NOT coalesce((data #>> '{pagination,has_more}')::boolean, true)
+			OR (data #>> '{events,-1,created_at}')::timestamptz < since;
+	END LOOP;
+	missing := sentdm.record_events(webhook_id, ARRAY(
+		SELECT e -> 'event_data' FROM unnest(pages) WITH ORDINALITY AS p(events, page),
+			jsonb_array_elements(p.events) WITH ORDINALITY AS r(e, row)
+		WHERE (e ->> 'created_at')::timestamptz >= since ORDER BY page DESC, row DESC));
+	UPDATE sentdm.webhooks w SET backfilled_until = greatest(backfilled_until, started)
+	WHERE w.id = webhook_id AND w.backfilled_until >= since;
+	RETURN missing;
+END $$;
+REVOKE ALL ON FUNCTION sentdm_backfill(uuid, timestamptz) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_backfill(uuid, timestamptz)
+IS 'fetch the events since a time from Sent''s log of an endpoint, and record those that are missing here; returns how many';
+
+--
 -- Keeping house
 --
 
@@ -1179,7 +1286,7 @@ WHERE p.proname = ANY (CASE access
 	WHEN 'operator' THEN '{sentdm_send,sentdm_send_batch,sentdm_send_trigger,sentdm_cancel,sentdm_retry,
 		sentdm_cancel_tag,sentdm_retry_tag,sentdm_forget,seconds_to_send,
 		sentdm_pause,sentdm_resume,sentdm_enable,sentdm_disable,sentdm_health,sentdm_refresh,sentdm_prune,
-		sentdm_set_webhook_secret,sentdm_opt_out,sentdm_sync_templates,sentdm_sync_contacts,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
+		sentdm_set_webhook_secret,sentdm_create_webhook,sentdm_rotate_webhook_secret,sentdm_backfill,sentdm_opt_out,sentdm_sync_templates,sentdm_sync_contacts,sentdm_api,sentdm_me,sentdm_templates,sentdm_contacts,sentdm_lookup,
 		fence,worker_report,counters,api_rows}' END)
 UNION ALL
 -- Of the tables a reader sees what is neither a number nor a text.
@@ -1194,7 +1301,7 @@ SELECT format('SELECT ON sentdm.%I', v.name)
 FROM unnest(CASE access
 	WHEN 'reader' THEN '{inbound,status,progress,problems,templates}'::text[]
 	WHEN 'monitor' THEN '{stat_worker,stat_outbox,stat_webhook,stat_sender}'
-	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,optouts,templates,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
+	WHEN 'operator' THEN '{messages,deliveries,events,inbound,status,progress,problems,optouts,templates,webhooks,outbox,sender,stat_worker,stat_outbox,stat_webhook,stat_sender}' END) AS v(name)
 UNION ALL
 SELECT 'USAGE ON SCHEMA sentdm' WHERE access IN ('reader', 'monitor', 'operator')
 $$;

@@ -71,22 +71,24 @@ execute_columns(SentdmStatement *statement, const Columns *columns, const Oid *t
 	return sentdm_execute(statement, values, NULL);
 }
 
+/* The API's log of events has what a payload says, but not its bytes. */
 void
-sentdm_receipt_set_key(SentdmReceipt *receipt, const void *payload, size_t length)
+sentdm_receipt_set_key(SentdmReceipt *receipt)
 {
 	unsigned char hash[SHA256_DIGEST_LENGTH];
-	const char *identity = receipt->event.identity;
+	char	   *text = receipt->event.identity;
 
-	if (identity != NULL)
-	{
-		payload = identity;
-		length = strlen(identity);
-	}
-	if (SHA256(payload, length, hash) == NULL)
+	if (text == NULL && receipt->payload != NULL)
+		text = JsonbToCString(NULL, &receipt->payload->root, VARSIZE(receipt->payload));
+
+	if (SHA256((const unsigned char *) (text ? text : VARDATA_ANY(receipt->raw)),
+			   text ? strlen(text) : VARSIZE_ANY_EXHDR(receipt->raw), hash) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute a hash")));
 	memcpy(receipt->dedupe_key, hash, SENTDM_DEDUPE_KEY_LEN);
+	if (text !=receipt->event.identity)
+		pfree(text);
 }
 
 /* Order by key; of the same key, by arrival. */
@@ -201,28 +203,30 @@ take_id(SentdmReceipt **sorted, int n, HeapTuple row, TupleDesc desc)
 	}
 }
 
+#define STORE_EVENTS(on_conflict) { \
+	.sql = "INSERT INTO sentdm.events AS e" \
+	" (event, sent_id, occurred_at, payload, raw, reason, duplicates, late, webhook_id, dedupe_key)" \
+	" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) " \
+	"ON CONFLICT (dedupe_key) " on_conflict " RETURNING id, duplicates, dedupe_key", \
+	.nargs = 10, \
+	.types = {TEXTARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, \
+	TEXTARRAYOID, INT4ARRAYOID, BOOLARRAYOID, TEXTARRAYOID, BYTEAARRAYOID} \
+}
+
 /*
  * Store some of the sorted receipts, each event once; returns how many of them.
  * That is all, unless they are too big for one statement.
  */
 static int
-store_events(SentdmReceipt **sorted, int n)
+store_events(SentdmReceipt **sorted, int n, bool count_known)
 {
-	static SentdmStatement store = {
-		.sql = "INSERT INTO sentdm.events AS e"
-		" (event, sent_id, occurred_at, payload, raw, reason, duplicates, late, webhook_id, dedupe_key)"
-		" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) "
-		"ON CONFLICT (dedupe_key) DO UPDATE SET duplicates = e.duplicates + excluded.duplicates + 1 "
-		"RETURNING id, duplicates, dedupe_key",
-		.nargs = 10,
-		.types = {TEXTARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, BYTEAARRAYOID,
-		TEXTARRAYOID, INT4ARRAYOID, BOOLARRAYOID, TEXTARRAYOID, BYTEAARRAYOID}
-	};
+	static SentdmStatement store = STORE_EVENTS("DO UPDATE SET duplicates = e.duplicates + excluded.duplicates + 1");
+	static SentdmStatement store_new = STORE_EVENTS("DO NOTHING");
 	Columns		columns;
 	Size		bytes = 0;
 	int			taken = 0;
 
-	allocate_columns(&columns, store.nargs, n);
+	allocate_columns(&columns, lengthof(event_types), n);
 	while (taken < n && (taken == 0 || bytes + stored_bytes(sorted[taken]) <= MAX_STATEMENT_BYTES))
 	{
 		int			copies = count_copies(sorted + taken, n - taken);
@@ -231,7 +235,7 @@ store_events(SentdmReceipt **sorted, int n)
 		add_event(&columns, sorted[taken], copies);
 		taken += copies;
 	}
-	execute_columns(&store, &columns, event_types);
+	execute_columns(count_known ? &store : &store_new, &columns, event_types);
 	for (uint64 i = 0; i < SPI_processed; i++)
 		take_id(sorted, taken, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
 	return taken;
@@ -444,7 +448,7 @@ apply_consents(SentdmReceipt **receipts, int n)
 }
 
 void
-sentdm_receipts_record(SentdmReceipt *receipts, int n)
+sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known)
 {
 	SentdmReceipt **sorted;
 
@@ -460,7 +464,7 @@ sentdm_receipts_record(SentdmReceipt *receipts, int n)
 	}
 	qsort(sorted, n, sizeof(SentdmReceipt *), compare_keys);
 	for (int stored = 0; stored < n;)
-		stored += store_events(sorted + stored, n - stored);
+		stored += store_events(sorted + stored, n - stored, count_known);
 	apply_consents(sorted, n);
 	apply_new_statuses(sorted, n);
 	SPI_finish();

@@ -26,16 +26,17 @@ typedef struct SentdmReceipt
 } SentdmReceipt;
 
 /*
- * Tell the event of a receipt from all others: by its identity, or else by the
- * bytes of its payload.
+ * Tell the event of a receipt from all others: by its identity, or else by its
+ * payload, or the bytes of it.  These are set before.
  */
-extern void sentdm_receipt_set_key(SentdmReceipt *receipt, const void *payload, size_t length);
+extern void sentdm_receipt_set_key(SentdmReceipt *receipt);
 
 /*
- * Store new events, count those that are there already, and apply the statuses
- * and opt-outs of the new ones.  Needs a transaction; SPI is handled inside.  Memory of the
- * current context is used.
+ * Store new events, and apply their statuses and opt-outs.  Those that are there
+ * already are counted as duplicates, or with count_known false left alone, their
+ * id 0.  Needs a transaction; SPI is handled inside.  Memory of the current
+ * context is used.
  */
-extern void sentdm_receipts_record(SentdmReceipt *receipts, int n);
+extern void sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known);
 
 #endif							/* SENTDM_RECEIPT_H */

@@ -29,6 +29,7 @@
 
 PG_FUNCTION_INFO_V1(sentdm_receive_webhook);
 PG_FUNCTION_INFO_V1(sentdm_receive_webhooks);
+PG_FUNCTION_INFO_V1(sentdm_record_events);
 
 #define MAX_PAYLOAD (1024 * 1024)	/* bytes */
 
@@ -282,7 +283,7 @@ read_event(const Request *request, TimestampTz now, MemoryContext scratch)
 	if (request->event_type.data != NULL)
 		unsigned_name = pnstrdup(request->event_type.data, request->event_type.length);
 	sentdm_event_read(&receipt->event, receipt->payload, unsigned_name, now);
-	sentdm_receipt_set_key(receipt, payload, length);
+	sentdm_receipt_set_key(receipt);
 	receipt->late = request->late;
 	/* In the older scheme the id is anybody's word. */
 	if (request->is_v1)
@@ -309,7 +310,7 @@ record(Request *requests, int n, TimestampTz now)
 		requests[i].http_status = 200;
 		requests[i].reason = requests[i].receipt->raw_reason;
 	}
-	sentdm_receipts_record(receipts, count);
+	sentdm_receipts_record(receipts, count, true);
 }
 
 /* How many messages arrive, and how many do not; NULL says nothing of that. */
@@ -323,29 +324,38 @@ count_status(int *counts, const char *status)
 }
 
 static void
-count_requests(const Request *requests, int n)
+count_receipt(int *counts, const SentdmReceipt *receipt)
+{
+	if (receipt == NULL)
+		counts[SENTDM_COUNT_EVENTS_REJECTED]++;
+	else if (receipt->duplicate)
+		counts[SENTDM_COUNT_EVENTS_DUPLICATE]++;
+	else
+	{
+		count_status(counts, receipt->event.status);
+		counts[SENTDM_COUNT_EVENTS]++;
+		counts[SENTDM_COUNT_EVENTS_LATE] += receipt->late;
+		counts[SENTDM_COUNT_EVENTS_RAW] += receipt->raw != NULL;
+	}
+}
+
+static void
+publish_counts(const int *counts)
 {
 	SentdmSlot *slot = sentdm_slot(MyDatabaseId, false);
+
+	for (int c = SENTDM_COUNT_EVENTS; c < SENTDM_COUNTERS; c++)
+		sentdm_count(slot, c, counts[c]);
+}
+
+static void
+count_requests(const Request *requests, int n)
+{
 	int			counts[SENTDM_COUNTERS] = {0};
 
 	for (int i = 0; i < n; i++)
-	{
-		const SentdmReceipt *receipt = requests[i].receipt;
-
-		if (receipt == NULL)
-			counts[SENTDM_COUNT_EVENTS_REJECTED]++;
-		else if (receipt->duplicate)
-			counts[SENTDM_COUNT_EVENTS_DUPLICATE]++;
-		else
-		{
-			count_status(counts, receipt->event.status);
-			counts[SENTDM_COUNT_EVENTS]++;
-			counts[SENTDM_COUNT_EVENTS_LATE] += receipt->late;
-			counts[SENTDM_COUNT_EVENTS_RAW] += receipt->raw != NULL;
-		}
-	}
-	for (int c = SENTDM_COUNT_EVENTS; c < SENTDM_COUNTERS; c++)
-		sentdm_count(slot, c, counts[c]);
+		count_receipt(counts, requests[i].receipt);
+	publish_counts(counts);
 }
 
 /* Receive some webhooks, of which payload and headers are set. */
@@ -464,4 +474,60 @@ sentdm_receive_webhooks(PG_FUNCTION_ARGS)
 	}
 	receive_and_answer(fcinfo, requests, n, true);
 	return (Datum) 0;
+}
+
+/*
+ * Record events that the API's log has, and that no webhook brought; returns how
+ * many of them are new.  They are known to be authentic by the way they came.
+ */
+static int
+record_events(text *webhook_id, const Datum *events, const bool *nulls, int n)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	SentdmReceipt *receipts = palloc0(Max(n, 1) * sizeof(SentdmReceipt));
+	int			counts[SENTDM_COUNTERS] = {0};
+	int			n_receipts = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		SentdmReceipt *receipt = &receipts[n_receipts];
+
+		CHECK_FOR_INTERRUPTS();
+		if (nulls[i] || !JB_ROOT_IS_OBJECT(DatumGetJsonbP(events[i])))
+			continue;
+		receipt->payload = DatumGetJsonbP(events[i]);
+		receipt->webhook_id = webhook_id;
+		receipt->late = true;
+		sentdm_event_read(&receipt->event, receipt->payload, NULL, now);
+		sentdm_receipt_set_key(receipt);
+		n_receipts++;
+	}
+	sentdm_receipts_record(receipts, n_receipts, false);
+	for (int i = 0; i < n_receipts; i++)
+	{
+		if (receipts[i].id != 0)
+			count_receipt(counts, &receipts[i]);
+	}
+	publish_counts(counts);
+	return counts[SENTDM_COUNT_EVENTS];
+}
+
+/* sentdm.record_events(webhook_id uuid, events jsonb[]) returns bigint */
+Datum
+sentdm_record_events(PG_FUNCTION_ARGS)
+{
+	ErrorContextCallback hide;
+	char	   *webhook_id = DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(0)));
+	Datum	   *events;
+	bool	   *nulls;
+	int			n = array_argument(fcinfo, 1, JSONBOID, &events, &nulls);
+	int			n_new;
+
+	hide.callback = sentdm_hide_statement;
+	hide.arg = NULL;
+	hide.previous = error_context_stack;
+	error_context_stack = &hide;
+	n_new = record_events(cstring_to_text(webhook_id), events, nulls, n);
+	error_context_stack = hide.previous;
+	PG_RETURN_INT64(n_new);
 }
