@@ -13,11 +13,12 @@ latencies() {
 	read -r p50 p99 longest commit50 commit99 <"$SCRATCH/times"
 }
 
-# send_and_time COUNT INTERVAL_US: sends, one at a time, to an empty stand-in
+# send_and_time COUNT INTERVAL_US [STATEMENT]: sends, one at a time; leaves what
+# latencies does
 send_and_time() {
 	local before
 	before=$(arrived)
-	as_user "$SCRATCH/sender.bin" "host=$SCRATCH port=$PORT user=postgres dbname=$DB" "$1" "$2" >"$SCRATCH/sent"
+	as_user "$SCRATCH/sender.bin" "host=$SCRATCH port=$PORT user=postgres dbname=$DB" "$@" >"$SCRATCH/sent"
 	wait_until 10 has_arrived $((before + $1)) || true
 	latencies
 }
@@ -39,6 +40,33 @@ measure_arrival() {
 			record_latencies "one per $pace_ms ms"
 		done
 	done
+}
+
+# The Node worker, woken by NOTIFY.
+measure_listen() {
+	local round pace_ms=100 ours50 ours99
+	warm_up
+	[[ -d $SCRATCH/node ]] || install_node_workers
+	start_node_worker tuned listen
+	timeout 20 head -n 1 <"$SCRATCH/tuned.listen.out" | grep -q listening || die "the Node worker does not listen"
+	sql -f - <<-'SQL'
+		CREATE FUNCTION node.notify() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NOTIFY queued; RETURN NULL; END $$;
+		CREATE TRIGGER notify AFTER INSERT ON node.messages FOR EACH STATEMENT EXECUTE FUNCTION node.notify();
+	SQL
+	for ((round = 0; round < ROUNDS; round++)); do
+		empty_tables
+		sql -c "TRUNCATE node.messages"
+		standin
+		send_and_time 40 $((pace_ms * 1000))
+		ours50=$p50 ours99=$p99
+		send_and_time 40 $((pace_ms * 1000)) "INSERT INTO node.messages (recipient, template, parameters)
+			VALUES ('+14155550101', 'order_confirmation', '{\"name\": \"Ada\", \"order_id\": \"1001\"}') RETURNING 'node-' || id"
+		both "commit to arrival, one per $pace_ms ms: median, of a Node worker on LISTEN/NOTIFY" "$ours50" "$p50" ms
+		both "commit to arrival, one per $pace_ms ms: p99, of a Node worker on LISTEN/NOTIFY" "$ours99" "$p99" ms
+	done
+	kill "${CHILDREN[-1]}"
+	unset 'CHILDREN[-1]'
+	sql -c "DROP FUNCTION node.notify CASCADE" 2>/dev/null
 }
 
 # The worker has left the database; the launcher starts another one.

@@ -20,7 +20,7 @@ PORT=54330						# the name of a socket only; there is no TCP
 WAIT_S=300						# the longest that one step may take
 SECRET=whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
 QUICK="drain latency50 thousand enqueue_bulk enqueue_single verify"
-ALL="standin drain node latency50 tls thousand backlog history snapshot scheduled arrival idle hang
+ALL="standin drain node latency50 tls thousand memory backlog history snapshot scheduled arrival listen idle hang
 	enqueue_bulk enqueue_single enqueue_trigger session verify webhooks stored_events idle_cost receiver"
 
 ROUNDS=3
@@ -144,7 +144,6 @@ main() {
 	LOAD_BEFORE=$(cut -d' ' -f1 /proc/loadavg)
 	! wants standin || packages+=" wrk"
 	! wants tls || packages+=" nginx-light"
-	! wants node || packages+="$(node_packages)"
 	install_missing $packages
 	find_pg_config
 	choose_user

@@ -2,10 +2,10 @@
  * sender.c
  *		Sends one message at a time, and says when.
  *
- *		sender CONNINFO COUNT INTERVAL_US
+ *		sender CONNINFO COUNT INTERVAL_US [STATEMENT]
  *
- * Each is a transaction of its own, a prepared statement.  A line of the output
- * is the message's id, and the Unix time in microseconds when the statement was
+ * Each is a transaction of its own, a prepared statement: sentdm_send, or one
+ * that returns an id too.  A line of the output is the message's id, and the Unix time in microseconds when the statement was
  * sent and when its commit was confirmed.
  */
 #include <libpq-fe.h>
@@ -54,13 +54,13 @@ main(int argc, char **argv)
 	PGconn	   *connection;
 	PGresult   *result;
 
-	if (argc != 4)
+	if (argc < 4 || argc > 5)
 	{
-		fprintf(stderr, "usage: sender CONNINFO COUNT INTERVAL_US\n");
+		fprintf(stderr, "usage: sender CONNINFO COUNT INTERVAL_US [STATEMENT]\n");
 		return 2;
 	}
 	connection = PQconnectdb(argv[1]);
-	result = PQprepare(connection, "send", SEND, 0, NULL);
+	result = PQprepare(connection, "send", argc > 4 ? argv[4] : SEND, 0, NULL);
 	check(connection, result, PGRES_COMMAND_OK);
 	PQclear(result);
 	for (int i = 0; i < atoi(argv[2]); i++)

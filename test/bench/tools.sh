@@ -19,7 +19,7 @@ both() {
 }
 
 calculate() {
-	awk "BEGIN { printf \"%.${2:-3}f\", $1 }"
+	awk "BEGIN { printf \"%.${2:-3}f\", ($1) }"
 }
 
 # thousands NUMBER: with commas, in any locale
@@ -111,9 +111,9 @@ empty_tables() {
 	sql -c "TRUNCATE sentdm.messages, sentdm.outbox, sentdm.deliveries, sentdm.events" -c "CHECKPOINT"
 }
 
-# fill COUNT [RECIPIENTS]: queue so many requests, held, after emptying all
+# fill COUNT [RECIPIENTS [CHANNELS]]: queue so many requests, held, after emptying all
 fill() {
-	local count=$1 recipients=${2:-1}
+	local count=$1 recipients=${2:-1} channels=${3:-}
 	hold
 	empty_tables
 	if ((recipients == 1)); then
@@ -122,7 +122,7 @@ fill() {
 	else
 		sql -c "SELECT count(*)
 			FROM (SELECT array_agg(phone) AS phones FROM people WHERE n <= $recipients) p, generate_series(1, $count) AS g,
-				LATERAL sentdm_send(phones, 'order_confirmation', tag => 'request ' || g)" >/dev/null
+				LATERAL sentdm_send(phones, 'order_confirmation', channels => nullif('$channels', '')::text[], tag => 'request ' || g)" >/dev/null
 	fi
 	sql -c "CHECKPOINT"
 }

@@ -2,7 +2,9 @@
 // update for a whole batch, and batches that overlap, so that 100 requests are always
 // in flight and neither network nor database waits.  Reference of the bench.
 //
-//	node tuned.mjs URL		the database is in PGHOST and so on
+//	node tuned.mjs URL [listen]		the database is in PGHOST and so on
+//
+// With listen it waits for notifications instead of being told to drain.
 import pg from 'pg';
 import { Pool } from 'undici';
 import { serve } from './serve.mjs';
@@ -60,7 +62,27 @@ async function sendBatch(db) {
   return rows.length;
 }
 
-await serve(async () => {
+async function listen() {
+  const listener = new pg.Client();
+  let busy = false;
+  let notified = false;
+  listener.on('notification', async () => {
+    notified = true;
+    if (busy)
+      return;
+    busy = true;
+    while (notified) {
+      notified = false;
+      while (await sendBatch(clients[0]) > 0);
+    }
+    busy = false;
+  });
+  await listener.connect();
+  await listener.query('LISTEN queued');
+  console.log('listening');
+}
+
+async function drain() {
   const sent = await Promise.all(clients.map(async (db) => {
     let total = 0;
     for (let n; (n = await sendBatch(db)) > 0;)
@@ -68,4 +90,6 @@ await serve(async () => {
     return total;
   }));
   return sent.reduce((a, b) => a + b);
-});
+}
+
+await (process.argv[3] === 'listen' ? listen() : serve(drain));
