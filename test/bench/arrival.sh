@@ -35,7 +35,7 @@ measure_arrival() {
 		for pace_ms in $PACES_MS; do
 			empty_tables
 			standin
-			count=$((3000 / pace_ms + 3))
+			count=$((3000 / pace_ms + 2))
 			send_and_time $count $((pace_ms * 1000))
 			record_latencies "one per $pace_ms ms"
 		done
@@ -120,13 +120,12 @@ is_another_worker() {
 # An enabled database without traffic: the worker waits, then it is gone.  Nobody
 # asks it anything meanwhile, autovacuum neither.
 measure_idle_cost() {
-	local seconds=$SESSION_S
-	release
+		release
 	configure "autovacuum = off" "sentdm.idle_timeout = '1h'"
-	idle_cost "with the worker waiting" $seconds
+	idle_cost "with the worker waiting" $IDLE_S
 	configure "sentdm.idle_timeout = '50ms'"
 	wait_until 20 has_no_worker || die "the worker does not leave"
-	idle_cost "with the worker gone" $seconds
+	idle_cost "with the worker gone" $IDLE_S
 	configure "autovacuum = on" "sentdm.idle_timeout = '60s'"
 }
 

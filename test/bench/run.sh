@@ -24,15 +24,16 @@ ALL="standin drain node latency50 tls thousand memory backlog history snapshot s
 	enqueue_bulk enqueue_single enqueue_trigger session verify webhooks stored_events idle_cost receiver"
 
 ROUNDS=3
-N=50000							# messages in a drain
+N=30000							# messages in a drain
 SECONDS_EACH=4					# for what runs for a time
 IN_FLIGHT="64 256 1024"			# with latency
 PACES_MS="3000 1000 100 10"		# between single sends
 DRAINED=10000					# messages in a drain beside a backlog or a history
 QUEUED=1000000					# messages of a backlog, or for tomorrow
 MANY=1000000					# rows of history, stored events
-SNAPSHOT_S=60
+SNAPSHOT_S=45
 SESSION_S=60
+IDLE_S=30
 JSON_FILE=$SOURCE_TREE/build/bench.json
 
 SCRATCH= SERVER_STARTED= URL=
@@ -125,8 +126,8 @@ main() {
 	local name names=() packages="libpq-dev curl procps openssl"
 	while (($#)); do
 		case $1 in
-			--quick) N=20000 SECONDS_EACH=3 IN_FLIGHT=64 PACES_MS="100 10" QUEUED=100000 MANY=100000 SNAPSHOT_S=30 SESSION_S=15 ALL=$QUICK ;;
-			--full) MANY=10000000 SNAPSHOT_S=600 ;;
+			--quick) N=20000 SECONDS_EACH=2 IN_FLIGHT=64 PACES_MS="100 10" QUEUED=100000 MANY=100000 SNAPSHOT_S=30 SESSION_S=15 IDLE_S=15 ALL=$QUICK ;;
+			--full) MANY=10000000 SNAPSHOT_S=600 IDLE_S=120 ;;
 			--json) JSON_FILE=$(realpath "$2") && shift ;;
 			-*) die "usage: $0 [--quick | --full] [--json FILE] [NAME...]" ;;
 			*) names+=("$1") ;;

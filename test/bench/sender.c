@@ -65,8 +65,9 @@ main(int argc, char **argv)
 	PQclear(result);
 	for (int i = 0; i < atoi(argv[2]); i++)
 	{
+		if (i > 0)
+			usleep(atoi(argv[3]));
 		send_one(connection);
-		usleep(atoi(argv[3]));
 	}
 	PQfinish(connection);
 	return 0;

@@ -168,7 +168,7 @@ start_tls() {
 		events { worker_connections 4096; }
 		http {
 			log_format spoken '\$server_protocol \$connection \$status';
-			access_log $SCRATCH/nginx.spoken spoken buffer=64k flush=1s;
+			access_log $SCRATCH/nginx.spoken spoken buffer=64k flush=100ms;
 			client_body_temp_path $SCRATCH/nginx.body;
 			proxy_temp_path $SCRATCH/nginx.proxy;
 			fastcgi_temp_path $SCRATCH/nginx.fastcgi;
@@ -191,13 +191,13 @@ start_tls() {
 }
 
 forget_spoken() {
-	sleep 1.1					# until the log is written
+	sleep 0.3					# until the log is written
 	: >"$SCRATCH/nginx.spoken"
 }
 
 # expect_http2 COUNT: so many requests, all of them over HTTP/2; prints on how many connections
 expect_http2() {
-	sleep 1.1
+	sleep 0.3
 	awk -v count="$1" '$1 == "HTTP/2.0" && $3 == 202 { spoken++; if (!seen[$2]++) connections++ }
 		END { if (spoken != count) exit 1; print connections }' "$SCRATCH/nginx.spoken" || die "not all of $1 requests were made over HTTP/2"
 }
