@@ -81,7 +81,7 @@ measure_idle() {
 		send_and_time 1 0
 		record "commit to arrival, the worker had left" only "$p50" ms
 	done
-	configure "sentdm.idle_timeout = '60s'"
+	configure "sentdm.idle_timeout = '10min'"
 }
 
 # A thousand requests hang; others must not notice.  The worker opens up to so many
@@ -126,7 +126,7 @@ measure_idle_cost() {
 	configure "sentdm.idle_timeout = '50ms'"
 	wait_until 20 has_no_worker || die "the worker does not leave"
 	idle_cost "with the worker gone" $IDLE_S
-	configure "autovacuum = on" "sentdm.idle_timeout = '60s'"
+	configure "autovacuum = on" "sentdm.idle_timeout = '10min'"
 }
 
 transactions_in() {

@@ -80,6 +80,7 @@ start_server() {
 		sentdm.api_key_file = '$SCRATCH/sentdm.key'
 		sentdm.rate_limit = 'off'
 		sentdm.max_per_transaction = 10000000
+		sentdm.idle_timeout = '10min'
 	CONF
 	SERVER_STARTED=yes
 	as_user "$PG_BIN/pg_ctl" -D "$SCRATCH/data" -l "$SCRATCH/server.log" -s -w start
