@@ -6,8 +6,10 @@ sql() {
 }
 
 # record NAME SIDE VALUE UNIT: one measurement of ours, of reference, or of only
-# (for what has no reference).  report.py knows the targets by NAME.
+# (for what has no reference).  report.py knows the targets by NAME.  What failed has
+# left no value: nothing is recorded then, and all ends.
 record() {
+	[[ $3 =~ ^-?[0-9]+(\.[0-9]+)?$ ]] || die "$1: no value"
 	printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$SCRATCH/results"
 	printf '  %-72s %-9s %12s %s\n' "$1" "$2" "$3" "$4" >&2
 }
