@@ -317,6 +317,12 @@ $$;
 REVOKE ALL ON FUNCTION sentdm.without_content(jsonb) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm.without_content(jsonb) IS 'internal: a request without text, parameters and further fields';
 
+CREATE FUNCTION sentdm.trigger_trouble(trigger oid, relation regclass) RETURNS text
+AS 'MODULE_PATHNAME', 'sentdm_trigger_trouble' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+REVOKE ALL ON FUNCTION sentdm.trigger_trouble(oid, regclass) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.trigger_trouble(oid, regclass)
+IS 'internal: what is wrong with a trigger that calls sentdm_send_trigger(); NULL: nothing';
+
 CREATE FUNCTION sentdm.fence() RETURNS text
 AS 'MODULE_PATHNAME', 'sentdm_fence' LANGUAGE C VOLATILE PARALLEL RESTRICTED
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -815,6 +821,31 @@ GRANT SELECT ON sentdm.stat_worker, sentdm.stat_outbox, sentdm.stat_webhook, sen
 -- A view's functions are called with the rights of whoever reads it.
 GRANT EXECUTE ON FUNCTION sentdm.worker_report(), sentdm.counters(), sentdm.fence() TO pg_monitor;
 
+CREATE FUNCTION sentdm.excess_grants(OUT name text, OUT grantee oid, OUT privilege_type text) RETURNS SETOF record
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT o.name, g.grantee, g.privilege_type
+FROM (
+	SELECT c.oid::regclass::text, c.relowner, c.relacl FROM pg_class c
+	WHERE c.relnamespace = 'sentdm'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+	UNION ALL
+	SELECT format('%s.%s', c.oid::regclass, t.attname), c.relowner, t.attacl FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid
+	WHERE c.relnamespace = 'sentdm'::regnamespace AND t.attacl IS NOT NULL
+	UNION ALL
+	SELECT format('schema %s', n.nspname), n.nspowner, n.nspacl FROM pg_namespace n WHERE n.nspname = 'sentdm'
+	UNION ALL
+	-- EXECUTE is for PUBLIC unless that was revoked.
+	SELECT p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+	FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+		JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND e.extname = 'sentdm'
+	WHERE p.proname NOT IN ('sentdm_verify_signature', 'sentdm_sign')
+) AS o(name, owner, acl), aclexplode(o.acl) g
+WHERE g.grantee = 0 OR g.grantee <> o.owner AND g.privilege_type NOT IN ('SELECT', 'USAGE', 'EXECUTE')
+$$;
+REVOKE ALL ON FUNCTION sentdm.excess_grants() FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.excess_grants() IS 'internal: what is granted on our objects to PUBLIC, or more than reading to anybody';
+
 CREATE FUNCTION sentdm_health()
 RETURNS TABLE (name text, ok boolean, detail text)
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED
@@ -855,12 +886,21 @@ SELECT 'clock', coalesce(abs(r.clock_skew_ms) < 60000, true),
 UNION ALL
 SELECT 'backlog', q.age < 60, format('%s queued, %s due, oldest due for %s s', q.queued, q.due, round(q.age)) FROM q
 UNION ALL
-SELECT 'problems', count(*) = 0, format('%s messages failed or are uncertain', count(*))
+SELECT 'problems', count(*) = 0, format(CASE count(*) WHEN 1 THEN '%s message failed or is uncertain' ELSE '%s messages failed or are uncertain' END, count(*))
 FROM sentdm.messages m WHERE m.state IN ('failed', 'uncertain')
 UNION ALL
 SELECT 'webhook secret', count(*) > 0 OR sentdm.webhook_secret_set(),
 	CASE WHEN count(*) > 0 OR sentdm.webhook_secret_set() THEN 'set' ELSE 'none: receipts cannot be verified; see sentdm_set_webhook_secret()' END
 FROM sentdm.webhook_secrets w WHERE w.valid_until IS NULL OR w.valid_until > now()
+UNION ALL
+SELECT 'triggers', count(t.trouble) = 0, coalesce((array_agg(format('%s on %s: %s', t.tgname, t.tgrelid::regclass, t.trouble) ORDER BY t.tgname, t.tgrelid)
+		FILTER (WHERE t.trouble IS NOT NULL))[1], format('%s use sentdm_send_trigger()', count(*)))
+FROM (SELECT g.tgname, g.tgrelid, sentdm.trigger_trouble(g.oid, g.tgrelid) AS trouble FROM pg_trigger g
+	WHERE g.tgfoid = '@extschema@.sentdm_send_trigger()'::regprocedure) t
+UNION ALL
+SELECT 'access', count(*) = 0, coalesce((array_agg(format('%s has %s on %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+		a.privilege_type, a.name) ORDER BY a.grantee, a.name, a.privilege_type))[1], 'nothing is open to PUBLIC, and only functions write')
+FROM sentdm.excess_grants() a
 $$;
 REVOKE ALL ON FUNCTION sentdm_health() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? One row for each check';
@@ -1308,7 +1348,7 @@ $$;
 REVOKE ALL ON FUNCTION sentdm.privileges_of(text) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm.privileges_of(text) IS 'internal: what a kind of access consists of';
 
-CREATE FUNCTION sentdm_grant(role regrole, access text) RETURNS void
+CREATE FUNCTION sentdm.change_access(access text, command text, role regrole) RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1320,27 +1360,23 @@ BEGIN
 			HINT = 'Use sender, reader, webhook, operator or monitor.';
 	END IF;
 	FOR privilege IN SELECT * FROM sentdm.privileges_of(access) LOOP
-		EXECUTE format('GRANT %s TO %s', privilege, role);
+		EXECUTE format(command, privilege, role);
 	END LOOP;
 END $$;
+REVOKE ALL ON FUNCTION sentdm.change_access(text, text, regrole) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.change_access(text, text, regrole) IS 'internal: grant or revoke a kind of access';
+
+CREATE FUNCTION sentdm_grant(role regrole, access text) RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT sentdm.change_access(access, 'GRANT %s TO %s', role) $$;
 REVOKE ALL ON FUNCTION sentdm_grant(regrole, text) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_grant(regrole, text) IS 'give a role access as sender, reader, webhook, operator or monitor';
 
 CREATE FUNCTION sentdm_revoke(role regrole, access text) RETURNS void
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	privilege text;
-BEGIN
-	IF access NOT IN ('sender', 'reader', 'webhook', 'operator', 'monitor') THEN
-		RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "access" is unknown',
-			HINT = 'Use sender, reader, webhook, operator or monitor.';
-	END IF;
-	FOR privilege IN SELECT * FROM sentdm.privileges_of(access) LOOP
-		EXECUTE format('REVOKE %s FROM %s', privilege, role);
-	END LOOP;
-END $$;
+AS $$ SELECT sentdm.change_access(access, 'REVOKE %s FROM %s', role) $$;
 REVOKE ALL ON FUNCTION sentdm_revoke(regrole, text) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_revoke(regrole, text)
 IS 'take access away again; what another kind of access shares with it goes too';

@@ -96,6 +96,9 @@ sentdm_credentials_trouble(PG_FUNCTION_ARGS)
 		trouble = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http);
 	if (trouble == NULL && sentdm_api_key_setting()[0] != '\0' && sentdm_api_key_file[0] != '\0')
 		trouble = "both sentdm.api_key and sentdm.api_key_file are set; the first one is used";
+	if (trouble == NULL && getenv("SENT_DM_API_KEY") != NULL &&
+		(sentdm_api_key_setting()[0] != '\0' || sentdm_api_key_file[0] != '\0'))
+		trouble = "an API key is set here and as SENT_DM_API_KEY in the environment; that one is not used";
 	if (trouble == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(trouble));

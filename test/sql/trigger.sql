@@ -57,3 +57,39 @@ SELECT sentdm_send_trigger();
 SELECT count(*) FROM sentdm.messages;
 SELECT count(*) FROM orders WHERE id = 6;
 DROP TABLE orders;
+
+-- arguments are checked at the first row that fires it, whatever is in it
+SET client_min_messages = error;
+CREATE TABLE checked (phone text, note text);
+CREATE PROCEDURE try(VARIADIC arguments text[]) LANGUAGE plpgsql AS $$
+DECLARE
+	detail text;
+BEGIN
+	EXECUTE format('CREATE TRIGGER tried AFTER INSERT ON checked FOR EACH ROW EXECUTE FUNCTION sentdm_send_trigger(%s)',
+		(SELECT string_agg(quote_literal(a), ', ') FROM unnest(arguments) a));
+	BEGIN
+		INSERT INTO checked VALUES (NULL, NULL);
+		RAISE INFO 'no error';
+	EXCEPTION WHEN OTHERS THEN
+		GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+		RAISE INFO '% % %', SQLSTATE, SQLERRM, detail;
+	END;
+	DROP TRIGGER tried ON checked;
+END $$;
+CALL try('recipient=phone', 'body=note');
+CALL try('recipient=phone', 'body=note', 'template=t');
+CALL try('recipient=phone');
+CALL try('body=note');
+CALL try('recipient=phone', 'recipient=note', 'body=note');
+CALL try('recipient=phone', 'body=text');
+CALL try('recipient=phone', 'template=t', 'parameters.name=text');
+CALL try('recipient=phone', 'template=t', 'parameters.=note');
+CALL try('recipient=phone', 'body=note', 'unique_key=text');
+CALL try('recipient=phone', 'body=note', 'channels=sms,fax');
+CALL try('recipient=phone', 'body=note', 'channels=sent,sms');
+CALL try('recipient=phone', 'body=note', 'priority=urgent');
+CALL try('recipient=phone', 'body=note', 'tag=');
+CALL try('recipient=phone', 'body=note', 'sandbox=perhaps');
+CALL try('recipient=phone', 'body=note', 'extra=note');
+DROP TABLE checked;
+DROP PROCEDURE try(text[]);

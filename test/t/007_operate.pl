@@ -56,7 +56,7 @@ sub follow_hint
 my $id = send_one();
 $t->all_become('accepted', "id = '$id'", 'a message is sent');
 is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health()"),
-	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret',
+	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret,triggers,access',
 		'sentdm_health() looks at everything');
 is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'webhook secret',
 	'... and all is well but the secret that was not set');
@@ -121,9 +121,30 @@ follow_hint("problem = 'paused'") if $t->sql("SELECT count(*) FROM sentdm.proble
 $id = send_one();
 $t->all_become('accepted', "id = '$id'", '... until it is set right');
 
+$t->set('sentdm.api_key_file' => '/nowhere');
+is(health_of('credentials'), 'f|both sentdm.api_key and sentdm.api_key_file are set; the first one is used',
+	'a key in two places is not well');
+$t->set('sentdm.api_key_file' => undef);
+$node->stop;
+{
+	local $ENV{SENT_DM_API_KEY} = 'a-key-of-the-environment';
+	$node->start;
+}
+is(health_of('credentials'), 'f|an API key is set here and as SENT_DM_API_KEY in the environment; that one is not used',
+	'... nor is one in the environment too');
+$node->restart;
+is(health_of('credentials'), 't|an API key is set', '... and one is enough');
+
+$t->configure_standin(clock_skew_s => -120);
+send_one();
+$t->becomes("SELECT ok, detail ~ '^-1(19|20|21) s from Sent' FROM sentdm_health() WHERE name = 'clock'", 'f|t', 'a clock that is two minutes fast is not well');
+$t->configure_standin(clock_skew_s => 0);
+send_one();
+$t->becomes("SELECT ok, detail ~ '^-?[01] s from Sent' FROM sentdm_health() WHERE name = 'clock'", 't|t', '... until it is right');
+
 $t->faults({ action => 'status', code => 400 });
 $id = send_one();
-$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'problems'", 'f|1 messages failed or are uncertain',
+$t->becomes("SELECT ok, detail FROM sentdm_health() WHERE name = 'problems'", 'f|1 message failed or is uncertain',
 	'a failed message is not well');
 is(follow_hint("problem = 'failed'"), 't', '... and its hint');
 $t->all_become('accepted', "id = '$id'", '... helps');
