@@ -341,6 +341,7 @@ sentdm_trigger_trouble(PG_FUNCTION_ARGS)
 			continue;
 		if (!TRIGGER_FOR_ROW(trigger->tgtype))
 			text = "it is not FOR EACH ROW";
+
 		else if (!check_arguments(trigger, RelationGetDescr(relation), &found))
 			text = found.detail ? found.detail : found.message;
 	}

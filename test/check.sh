@@ -127,6 +127,7 @@ install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-
 	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy \
 	python3-flask python3-psycopg python3-psycopg-pool
 find_pg_config || die "found no PostgreSQL to build for"
+install_missing "postgresql-$("$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')-pgtap"
 choose_user
 trap clean_up EXIT
 trap 'exit 1' HUP INT TERM
