@@ -8,7 +8,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 source test/lib.sh
 
-STAGES="lint unit simulator fuzz regress tap receiver"
+STAGES="lint unit simulator fuzz regress tap receiver package"
 WARNINGS="-Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare"
 SANITIZE="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 PURE="request drain signature"
@@ -118,6 +118,24 @@ stage_receiver() {
 	run_tap test/t/02*.pl
 }
 
+# The Debian packages, unpacked to where dpkg would put them, work.  The last stage,
+# because they take the place of what was built before.
+stage_package() {
+	local bin=$SCRATCH/server/usr/bin/sentdm-receiver
+	as_user mkdir "$SCRATCH/packages"
+	as_user env PG_CONFIG="$PG_CONFIG" bash packaging/build-deb.sh "$SCRATCH/packages" >"$SCRATCH/package.log" 2>&1 </dev/null || {
+		tail -n 40 "$SCRATCH/package.log"
+		return 1
+	}
+	as_user find "$SCRATCH/server" -name 'sentdm*' -exec rm -rf {} +
+	for package in "$SCRATCH"/packages/*.deb; do
+		as_user dpkg-deb -x "$package" "$SCRATCH/server"
+	done
+	as_user "$bin" --version
+	as_user grep -q "ExecStart=${bin#"$SCRATCH/server"}$" "$SCRATCH/server/lib/systemd/system/sentdm-receiver.service"
+	run_tap test/t/001_send.pl
+}
+
 clean_up() {
 	[[ -z ${SCRATCH:-} ]] || rm -rf "$SCRATCH"
 }
@@ -125,7 +143,7 @@ clean_up() {
 wanted=${*:-$STAGES}
 install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light \
 	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy \
-	python3-flask python3-psycopg python3-psycopg-pool
+	python3-flask python3-psycopg python3-psycopg-pool debhelper
 find_pg_config || die "found no PostgreSQL to build for"
 install_missing "postgresql-$("$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')-pgtap"
 choose_user
