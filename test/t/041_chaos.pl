@@ -147,18 +147,19 @@ forget();
 # The probe after a pause hangs
 
 $t->set('sentdm.request_timeout' => '60s');
-$t->sql('SELECT sentdm_pause()');
-$t->faults({ action => 'hang' });
+$t->faults({ action => 'status', code => 401 });
 send_some(10);
+$t->becomes("SELECT error_code FROM sentdm.problems WHERE problem = 'paused'", 'credentials', 'a 401 pauses');
+$t->faults({ action => 'hang' });
 $t->sql('SELECT sentdm_resume()');
-wait_until { $t->summary->{faults}{hang} } 'the first request after a pause hangs';
+wait_until { $t->summary->{faults}{hang} } 'the first request after the pause hangs';
 my $began = Time::HiRes::time();
 wait_until { $t->summary->{accepted_requests} == 9 } 'the others are sent';
 my $seconds = Time::HiRes::time() - $began;
 cmp_ok($seconds, '<', 8, sprintf 'a request that hangs after sentdm_resume() does not hold up the others (%.1f s)', $seconds);
 $t->set('sentdm.request_timeout' => '1s');
 $t->sql('SELECT pg_terminate_backend(pid) FROM sentdm.stat_worker');
-is(ends_well('another worker asks again')->{requests}, 11, '... for what hung only');
+is(ends_well('another worker asks again')->{requests}, 12, '... for what was refused or hung only');
 
 # Sent is not there
 
@@ -229,6 +230,21 @@ is($t->summary->{requests}, 3, '... and nothing is sent for it');
 is($t->count_in_log(qr/ERROR:|could not write/, $position), 0, '... without an error');
 $t->sql('TRUNCATE sentdm.messages, sentdm.deliveries');
 $t->reset_standin;
+
+# After a pause that only a person wanted nothing is held back, even if the first requests hang
+
+$t->set('sentdm.request_timeout' => '30s');
+$t->sql('SELECT sentdm_pause()');
+$t->faults({ action => 'hang', times => 3 });
+send_some(20);
+$t->sql('SELECT sentdm_resume()');
+$began = Time::HiRes::time();
+wait_until { $t->summary->{accepted_requests} == 17 } 'the others are sent';
+$seconds = Time::HiRes::time() - $began;
+cmp_ok($seconds, '<', 3, sprintf 'requests that hang after a pause hold up no other (%.1f s)', $seconds);
+$t->set('sentdm.request_timeout' => '1s');
+$t->sql('SELECT pg_terminate_backend(pid) FROM sentdm.stat_worker');
+ends_well('... and');
 
 # Databases go
 
