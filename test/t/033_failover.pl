@@ -121,7 +121,7 @@ cmp_ok($seconds, '<', 10, sprintf '... and does not keep the server from shuttin
 start($alpha);
 becomes($alpha, "SELECT wait_event $worker", 'SyncRep', 'after a restart it waits again');
 stays_true { $t->summary->{requests} == $before } 0.3, '... and sends nothing';
-is($t->sql('SELECT count(*) FILTER (WHERE claimed_at IS NULL), max(crashes) FROM sentdm.outbox'), '0|0',
+is($t->sql('SELECT count(claimed_at) > 0, max(crashes) FROM sentdm.outbox'), 't|0',
 	'... with claims in its hands that were handed back unharmed before');
 
 $began = Time::HiRes::time();
@@ -153,14 +153,14 @@ becomes($beta, states(), 'accepted', '... and others, of which the one that is c
 $before = $t->summary->{accepted_requests};
 my $flushed = $beta->safe_psql('postgres', 'SELECT pg_switch_wal()');
 wait_until { $delta->safe_psql('postgres', "SELECT pg_last_wal_receive_lsn() >= '$flushed'") eq 't' } 'the other one has received everything';
-my $keys = $t->summary->{max_effects_per_key};
+my $replays = $t->summary->{replays};
 $beta->stop('immediate');
 
 $gamma->promote;
 my @later = send_some($gamma, 1);
 becomes($gamma, states(), 'accepted', 'the one that was cut off is promoted and sends');
 is(reached(@queued), '3 of 3, at most 1 times', '... what it knew of is asked for again, and accepted once');
-is($t->summary->{replays}, 3, '... under the same keys');
+is($t->summary->{replays} - $replays, 3, '... under the same keys');
 is($gamma->safe_psql('postgres', "SELECT count(*) FROM sentdm.messages WHERE request #>> '{to,0}' IN ('" . join("','", @unknown) . "')"), 0,
 	'what it never heard of is lost, with its transactions');
 is(reached(@unknown), '4 of 4, at most 1 times', '... though it was sent');

@@ -1,0 +1,93 @@
+# The worker is in nobody's way: no transaction or snapshot while the network is
+# waited for, none that is long, and memory that does not grow.  And nobody is in its
+# way: not a transaction that stays open all the while.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::Bin;
+use SentdmTest;
+use Test::More;
+
+my $t = SentdmTest->new('never_in_the_way', settings => { 'sentdm.request_timeout' => '60s' });
+my $worker = "FROM pg_stat_activity WHERE backend_type = 'sentdm worker'";
+my @samples;
+
+# Anonymous memory of the worker, in kB.
+sub memory
+{
+	my ($kb) = PostgreSQL::Test::Utils::slurp_file('/proc/' . $t->worker_pid . '/status') =~ /^RssAnon:\s+(\d+) kB/m;
+
+	return $kb;
+}
+
+# How long the worker's transaction has been open, and whether it holds anything.
+sub sample
+{
+	push @samples, $t->sql("SELECT coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0),"
+		  . " backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR state <> 'idle' $worker");
+	return;
+}
+
+# While requests hang
+
+my $id = $t->send("'+15550000001', body => 'x'");
+$t->all_become('accepted', "id = '$id'", 'the worker sends');
+$t->faults({ action => 'hang', times => 3, accept => \1 });
+$t->sql("SELECT sentdm_send('+1555000001' || n, body => 'x') FROM generate_series(1, 3) n");
+wait_until { ($t->summary->{faults}{hang} || 0) == 3 } 'three requests hang';
+wait_until { $t->sql("SELECT state $worker") eq 'idle' } 'the worker waits for them';
+sample() foreach 1 .. 20;
+is_deeply([ distinct(@samples) ], ['0|f'], 'while requests hang the worker holds no transaction and no snapshot');
+is($t->sql("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE backend_type = 'sentdm worker' AND locktype <> 'advisory'"), 0,
+	'... and no lock but the one that says who drains');
+$t->sql('VACUUM sentdm.outbox');
+is($t->sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'sentdm worker' AND age(backend_xmin) > 0"), 0,
+	'... so it holds back no vacuum');
+$t->node->restart;
+$t->outbox_drains('after a restart they are asked for again');
+$t->accepted_once('... and accepted once');
+
+# While somebody holds a snapshot, all the time
+
+my $idle = $t->session;
+$idle->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM sentdm.outbox');
+$t->reset_standin;
+$t->sql("SELECT sentdm_send('+1555' || to_char(n, 'FM0000000'), body => 'x', tag => 'snapshot') FROM generate_series(1, 3000) n");
+@samples = ();
+wait_until { sample(); $t->sql('SELECT count(*) FROM sentdm.outbox') == 0 } 'the queue drains';
+is($t->sql("SELECT count(*) FROM sentdm.messages WHERE tag = 'snapshot' AND state = 'accepted'"), 3000,
+	'while somebody keeps a snapshot, messages are sent');
+is(scalar(my @all = $t->effects), 3000, '... exactly once each');
+$t->accepted_once('... under one key each');
+my ($longest) = sort { $b <=> $a } map { (split /\|/)[0] } @samples;
+cmp_ok($longest, '<', 1, sprintf 'no transaction of the worker takes a second (%.3f s, %d samples)', $longest, scalar @samples);
+is($idle->query_safe('SELECT count(*) FROM sentdm.outbox'), 0, '... and the snapshot was held');
+$idle->query_safe('COMMIT');
+$idle->quit;
+
+# Memory, over 100,000 messages.  In requests of ten, for the sake of the stand-in:
+# what is kept of a message and of an answer is kept for each of them.
+
+sub send_many
+{
+	my ($requests, $tag) = @_;
+
+	$t->sql("SET sentdm.max_per_transaction = 1000000; SELECT count(*) FROM generate_series(1, $requests) n, sentdm_send(ARRAY("
+		  . "SELECT '+1556' || to_char(n * 10 + i, 'FM0000000') FROM generate_series(0, 9) i), body => repeat('x', 100), tag => '$tag')");
+	$t->outbox_drains("$requests requests to 10 recipients each are sent");
+	return memory();
+}
+
+send_many(1000, 'warm-up');
+my $before = memory();
+my @after = map { send_many(2500, "round $_") } 1 .. 4;
+diag("RssAnon of the worker: $before kB, then @after kB");
+cmp_ok($after[3] - $before, '<', 4096, '... and the memory of the worker is as before after 100,000 messages');
+is($t->sql("SELECT count(*) FROM sentdm.deliveries JOIN sentdm.messages m ON m.id = message_id WHERE tag LIKE 'round %'"), 100_000,
+	'... of which it stored every id');
+
+$t->stops_cleanly;
+
+done_testing();
