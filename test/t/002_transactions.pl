@@ -49,6 +49,12 @@ CREATE CONSTRAINT TRIGGER t AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERR
 CREATE TABLE replicated (suffix int);
 CREATE TRIGGER t AFTER INSERT ON replicated FOR EACH ROW EXECUTE FUNCTION on_row();
 ALTER TABLE replicated ENABLE ALWAYS TRIGGER t;
+CREATE TABLE for_replicas (suffix int);
+CREATE TRIGGER t AFTER INSERT ON for_replicas FOR EACH ROW EXECUTE FUNCTION on_row();
+ALTER TABLE for_replicas ENABLE REPLICA TRIGGER t;
+CREATE TABLE without_code (number text);
+CREATE CONSTRAINT TRIGGER t AFTER INSERT ON without_code DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW EXECUTE FUNCTION sentdm_send_trigger('recipient=number', 'body=number');
 SQL
 
 # One session
@@ -103,6 +109,16 @@ sends('INSERT INTO deferred VALUES (1231), (1231)', [], '... unless the commit f
 sends('SET session_replication_role = replica; INSERT INTO plain VALUES (1241); INSERT INTO replicated VALUES (1242); SELECT say(1243)',
 	[ 1242, 1243 ], 'with session_replication_role = replica only those triggers send that are meant to');
 
+sends('INSERT INTO for_replicas VALUES (1251); SET session_replication_role = replica; INSERT INTO for_replicas VALUES (1252)',
+	[1252], '... and a trigger for replicas only there');
+sends("COPY without_code FROM stdin;\n+15550001261\n+15550001262\n\\.\n", [ 1261, 1262 ],
+	'COPY into a table with a deferred trigger without code sends for each row');
+sends("BEGIN; INSERT INTO without_code VALUES ('+15550001271'); SAVEPOINT a; INSERT INTO without_code VALUES ('+15550001272');"
+	  . " ROLLBACK TO a; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT b; INSERT INTO without_code VALUES ('+15550001273'); ROLLBACK TO b; COMMIT",
+	[1271], '... but not for what a savepoint undid, before or after the trigger ran');
+sends("BEGIN; INSERT INTO without_code VALUES ('+15550001281'); PREPARE TRANSACTION 'p0'; ROLLBACK PREPARED 'p0'", [],
+	'... nor when the transaction is prepared and rolled back');
+
 # Prepared transactions
 
 sends("BEGIN; SELECT say(1301); PREPARE TRANSACTION 'p1'", [], 'a prepared transaction has sent nothing yet');
@@ -116,6 +132,10 @@ sends("BEGIN; SELECT say(1321); SAVEPOINT a; SELECT say(1322); ROLLBACK TO a; PR
 $t->sql("BEGIN; SELECT say(1331); PREPARE TRANSACTION 'p4'");
 $t->node->restart;
 sends("COMMIT PREPARED 'p4'", [1331], 'a prepared transaction that outlived a restart sends when it is committed');
+$t->sql("BEGIN; SELECT say(1341); PREPARE TRANSACTION 'p6'; BEGIN; SELECT say(1342); PREPARE TRANSACTION 'p7'");
+$t->node->stop('immediate');
+$t->node->start;
+sends("ROLLBACK PREPARED 'p6'; COMMIT PREPARED 'p7'", [1342], '... and after a crash, only what is committed then');
 
 # Order
 

@@ -12,6 +12,7 @@ use Test::More;
 my $t = SentdmTest->new('one_key');
 my @databases = qw(postgres second third);
 my $number = 0;
+my $file = $t->node->basedir . '/key';
 
 sub send_some
 {
@@ -86,6 +87,36 @@ wait_until { $t->summary->{requests} > $before + 1 } 'a request tries';
 stays_true { $t->summary->{requests} == $before + 2 } 0.5, 'a changed key that is bad, too, is tried once in all';
 $t->set('sentdm.api_key' => 'a-third-key-for-tests-0123');
 all_become(q{SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages}, 'accepted', '... and with a good one all go on');
+
+# A key file is looked at again by itself.
+
+sub write_key
+{
+	my ($key) = @_;
+
+	open my $out, '>', "$file.new" or die "could not write $file: $!";
+	chmod 0600, "$file.new";
+	print $out "$key\n";
+	close $out;
+	rename "$file.new", $file or die "could not rename $file: $!";
+	return;
+}
+
+write_key('a-key-in-a-file-0123456789');
+$t->faults({ action => 'status', code => 401, times => 2 });
+$t->set('sentdm.api_key' => undef, 'sentdm.api_key_file' => $file);
+$before = $t->summary->{requests};
+$log = $t->log_position;
+send_some('second', 1, 'file');
+all_become($paused, 'credentials', 'a key in a file that is refused pauses all');
+stays_true { $t->summary->{requests} == $before + 1 } 0.5, '... after one request in all';
+write_key('a-better-key-in-a-file-01234');
+wait_until { $t->summary->{requests} == $before + 2 } 'it is tried again';
+stays_true { $t->summary->{requests} == $before + 2 } 0.5, '... a changed file is tried once, by itself, though bad again';
+write_key('a-good-key-in-a-file-0123456');
+all_become(q{SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages}, 'accepted', '... and with a good one all go on');
+all_become($paused, '', '... and nothing is paused');
+is($t->summary->{requests}, $before + 3, '... after one more request');
 
 # A 429 is about the key.
 
