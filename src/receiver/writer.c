@@ -23,6 +23,7 @@
 #define MAX_BATCH_BYTES (8 * 1024 * 1024)
 #define GRACE_US 1000000		/* for the server to end what takes too long, before we give up */
 #define GATHER_FROM 16			/* events; a smaller batch is not worth waiting for */
+#define GATHER_SHARE 4			/* of the time of a transaction, this part is waited for events */
 #define QUIET_US 500			/* no further event for this long: no more will come */
 #define PROBE_US (10 * 1000000) /* ask an idle connection whether it still works */
 #define FIRST_BACKOFF_US 50000
@@ -39,6 +40,7 @@ struct ReceiverWriter
 	ReceiverDatabase database;
 	ReceiverEvent **events;
 	int			last_n;			/* events of the batch before */
+	int64_t		last_us;		/* time that it took */
 	atomic_bool stopping;
 	atomic_bool abandon;
 	_Atomic int64_t down_since_us;	/* 0: up */
@@ -281,21 +283,28 @@ idle(ReceiverWriter *writer)
 /*
  * The senders of the last batch have just been answered, and will most likely send
  * again: their events in one transaction cost much less than in two.  So wait until
- * about as many are there, or no more come.
+ * as many more are there, or no more come.  But the database idles meanwhile, so
+ * not for long in comparison to a transaction; where that means to wait for a disk
+ * or a standby, it is worth more.
  */
 static void
 gather(ReceiverWriter *writer)
 {
-	int64_t		until_us = receiver_now_us() + writer->config->batch_wait_us;
-	int			enough = writer->last_n - writer->last_n / 4;
+	int64_t		now_us = receiver_now_us();
+	int64_t		wait_us = writer->last_us / GATHER_SHARE;
+	int64_t		until_us = now_us + (wait_us < writer->config->batch_wait_us ? wait_us : writer->config->batch_wait_us);
 	struct pollfd fd = {receiver_queue_fd(writer->queue), POLLIN, 0};
 	int			depth = receiver_queue_depth(writer->queue);
+	int			enough = depth + writer->last_n;
 
 	if (writer->last_n < GATHER_FROM)
 		return;
-	while (depth < enough && receiver_now_us() < until_us)
+	if (enough > writer->config->batch_events)
+		enough = (int) writer->config->batch_events;
+	for (; depth < enough && now_us < until_us; now_us = receiver_now_us())
 	{
-		const struct timespec quiet = {0, QUIET_US * 1000};
+		int64_t		quiet_us = until_us - now_us < QUIET_US ? until_us - now_us : QUIET_US;
+		const struct timespec quiet = {0, quiet_us * 1000};
 		int			before = depth;
 
 		if (receiver_queue_prepare_wait(writer->queue, enough))
@@ -310,6 +319,7 @@ gather(ReceiverWriter *writer)
 static void
 take_and_deliver(ReceiverWriter *writer)
 {
+	int64_t		start_us;
 	int			n;
 
 	gather(writer);
@@ -317,8 +327,10 @@ take_and_deliver(ReceiverWriter *writer)
 							MAX_BATCH_BYTES);
 	if (n == 0)
 		return;
+	start_us = receiver_now_us();
+	deliver(writer, writer->events, n, start_us + writer->config->batch_timeout_us);
 	writer->last_n = n;
-	deliver(writer, writer->events, n, receiver_now_us() + writer->config->batch_timeout_us);
+	writer->last_us = receiver_now_us() - start_us;
 	if (writer->database.conn == NULL)
 		go_down(writer, "lost the database", "the outcome of a batch is unknown");
 	else if (writer->suspect)

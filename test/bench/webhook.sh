@@ -9,7 +9,7 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
 fi
 
 CONNECTIONS=64
-EVENTS=60000					# to each receiver in a round
+EVENTS=$N						# to each receiver in a round, after a quarter of that to warm up
 
 prepare_receivers() {
 	install_missing libmicrohttpd-dev libpq-dev
