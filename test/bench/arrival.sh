@@ -46,7 +46,7 @@ measure_arrival() {
 measure_listen() {
 	local round pace_ms=100 ours50 ours99
 	warm_up
-	[[ -d $SCRATCH/node ]] || install_node_workers
+	[[ -f $SCRATCH/node/tuned.mjs ]] || install_node_workers
 	start_node_worker tuned listen
 	timeout 20 head -n 1 <"$SCRATCH/tuned.listen.out" | grep -q listening || die "the Node worker does not listen"
 	sql -f - <<-'SQL'

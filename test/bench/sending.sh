@@ -108,7 +108,7 @@ measure_node() {
 	local round rate cpu_worker cpu_all name cpu slow=$((N / 5))
 	local -A title=([tuned]="the tuned Node worker" [sdk]="the SDK's Node worker") count=([tuned]=$N [sdk]=$slow)
 	warm_up
-	[[ -d $SCRATCH/node ]] || install_node_workers
+	[[ -f $SCRATCH/node/tuned.mjs ]] || install_node_workers
 	for name in tuned sdk; do
 		start_node_worker $name
 		node_drain $name 2000 >/dev/null
