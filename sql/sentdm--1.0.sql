@@ -781,7 +781,8 @@ COMMENT ON COLUMN sentdm.stat_outbox.oldest_due_seconds IS 'how long the oldest 
 
 CREATE VIEW sentdm.stat_webhook AS
 SELECT c.events, c.duplicate, c.late, c.raw, c.rejected, c.delivered, c.undelivered,
-	(SELECT e.received_at FROM sentdm.events e ORDER BY e.id DESC LIMIT 1) AS last_event_at
+	(SELECT e.received_at FROM sentdm.events e ORDER BY e.id DESC LIMIT 1) AS last_event_at,
+	(SELECT count(*) FROM sentdm.webhooks w WHERE NOT w.active) AS disabled
 FROM (SELECT pg_catalog.max(value) FILTER (WHERE name = 'events') AS events,
 		pg_catalog.max(value) FILTER (WHERE name = 'events_duplicate') AS duplicate,
 		pg_catalog.max(value) FILTER (WHERE name = 'events_late') AS late,
@@ -799,6 +800,7 @@ COMMENT ON COLUMN sentdm.stat_webhook.rejected IS 'requests that were not authen
 COMMENT ON COLUMN sentdm.stat_webhook.delivered IS 'events that say that a message was delivered';
 COMMENT ON COLUMN sentdm.stat_webhook.undelivered IS 'events that say that a message will not arrive: failed, filtered, blocked, cancelled';
 COMMENT ON COLUMN sentdm.stat_webhook.last_event_at IS 'when the last event came, whenever the server started';
+COMMENT ON COLUMN sentdm.stat_webhook.disabled IS 'webhooks of this database that Sent has disabled, as the worker found them last';
 
 CREATE VIEW sentdm.stat_sender AS
 SELECT coalesce(s.enabled, false) AS enabled,

@@ -173,6 +173,9 @@ metric_becomes('webhook undelivered', 1, '... those that did not');
 metric_becomes('webhook rejected', 1, '... and those refused');
 cmp_ok(abs(metrics($address)->{'sql_sentdm_webhook last_event_time'} - time), '<', 120, 'the time of the last one is known');
 
+$t->sql("INSERT INTO sentdm.webhooks (id, url, active) VALUES ('$webhook_id', 'https://hooks.example.com', false)");
+metric_becomes('webhook disabled', 1, 'a webhook that Sent has disabled is shown');
+
 $t->set('sentdm.environment' => 'copy');
 metric_becomes('sender fenced', 1, 'a fence is shown');
 metric_becomes('worker trouble', 1, '... and that nothing is sent');
