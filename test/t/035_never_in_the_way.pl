@@ -37,9 +37,10 @@ $t->all_become('accepted', "id = '$id'", 'the worker sends');
 $t->faults({ action => 'hang', times => 3, accept => \1 });
 $t->sql("SELECT sentdm_send('+1555000001' || n, body => 'x') FROM generate_series(1, 3) n");
 wait_until { ($t->summary->{faults}{hang} || 0) == 3 } 'three requests hang';
-wait_until { $t->sql("SELECT state $worker") eq 'idle' } 'the worker waits for them';
-sample() foreach 1 .. 20;
-is_deeply([ distinct(@samples) ], ['0|f'], 'while requests hang the worker holds no transaction and no snapshot');
+# It may keep house for a moment meanwhile.
+ok(eval { wait_until { sample(); @samples >= 10 && distinct(@samples[ -10 .. -1 ]) == 1 && $samples[-1] eq '0|f' } 'ten in a row' },
+	'while requests hang the worker holds no transaction and no snapshot');
+is(scalar(grep { (split /\|/)[0] >= 1 } @samples), 0, '... for a second');
 is($t->sql("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE backend_type = 'sentdm worker' AND locktype <> 'advisory'"), 0,
 	'... and no lock but the one that says who drains');
 $t->sql('VACUUM sentdm.outbox');
@@ -75,7 +76,7 @@ sub send_many
 	my ($requests, $tag) = @_;
 
 	$t->sql("SET sentdm.max_per_transaction = 1000000; SELECT count(*) FROM generate_series(1, $requests) n, sentdm_send(ARRAY("
-		  . "SELECT '+1556' || to_char(n * 10 + i, 'FM0000000') FROM generate_series(0, 9) i), body => repeat('x', 100), tag => '$tag')");
+		  . "SELECT '+1556' || to_char(n * 10 + i, 'FM0000000') FROM generate_series(0, 9) i), body => repeat('x', 500), tag => '$tag')");
 	$t->outbox_drains("$requests requests to 10 recipients each are sent");
 	return memory();
 }
@@ -84,7 +85,7 @@ send_many(1000, 'warm-up');
 my $before = memory();
 my @after = map { send_many(2500, "round $_") } 1 .. 4;
 diag("RssAnon of the worker: $before kB, then @after kB");
-cmp_ok($after[3] - $before, '<', 4096, '... and the memory of the worker is as before after 100,000 messages');
+cmp_ok($after[3] - $before, '<', 2048, '... and the memory of the worker is as before after 100,000 messages');
 is($t->sql("SELECT count(*) FROM sentdm.deliveries JOIN sentdm.messages m ON m.id = message_id WHERE tag LIKE 'round %'"), 100_000,
 	'... of which it stored every id');
 
