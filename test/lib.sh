@@ -164,15 +164,15 @@ make_scratch() {
 
 # As the caller, who knows the way to the registry: proxy, certificates, mirror.
 fetch_node_modules() {
-	NODE_MODULES=$SCRATCH/npm/node_modules
+	NODE_MODULES=$SCRATCH/node/node_modules
 	command -v npm >/dev/null || install_missing nodejs npm
-	mkdir -p "$SCRATCH/npm"
-	npm install --prefix "$SCRATCH/npm" --cache "$SCRATCH/npm/cache" --no-audit --no-fund --no-update-notifier \
+	mkdir -p "$SCRATCH/node"
+	npm install --prefix "$SCRATCH/node" --cache "$SCRATCH/node/cache" --no-audit --no-fund --no-update-notifier \
 		"$@" >"$SCRATCH/npm.log" 2>&1 </dev/null || {
 		tail -n 20 "$SCRATCH/npm.log" >&2
 		return 1
 	}
-	chmod -R a+rX "$SCRATCH/npm"
+	chmod -R a+rX "$SCRATCH/node"
 }
 
 # The sources as they are, without what an earlier build left there.
