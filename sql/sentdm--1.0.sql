@@ -68,6 +68,7 @@ CREATE TABLE sentdm.outbox (
 	sandbox boolean NOT NULL DEFAULT false,
 	attempts integer NOT NULL DEFAULT 0,
 	crashes integer NOT NULL DEFAULT 0,
+	position bigint NOT NULL DEFAULT 0,
 	claimed_at timestamptz,
 	ambiguous_since timestamptz,
 	first_tried_at timestamptz,
@@ -77,7 +78,7 @@ CREATE TABLE sentdm.outbox (
 	PRIMARY KEY (message_id, part)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000,
 		autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 50000);
-CREATE INDEX outbox_due ON sentdm.outbox (priority, due_at);
+CREATE INDEX outbox_due ON sentdm.outbox (priority, due_at, position);
 
 COMMENT ON TABLE sentdm.outbox IS 'one row per request that still has to be made; empty when there is no work';
 COMMENT ON COLUMN sentdm.outbox.message_id IS 'the message that it belongs to';
@@ -92,6 +93,7 @@ COMMENT ON COLUMN sentdm.outbox.part IS '0, or the number of a part of a request
 COMMENT ON COLUMN sentdm.outbox.due_at IS 'not before this time';
 COMMENT ON COLUMN sentdm.outbox.recipients IS 'the recipients of this part; NULL: all of the request';
 COMMENT ON COLUMN sentdm.outbox.crashes IS 'how often the worker died while it held this row';
+COMMENT ON COLUMN sentdm.outbox.position IS 'order of those that are due at the same time';
 COMMENT ON COLUMN sentdm.outbox.claimed_at IS 'when the worker took it; NULL while it waits';
 COMMENT ON COLUMN sentdm.outbox.ambiguous_since IS 'start of the first attempt whose outcome is unknown';
 COMMENT ON COLUMN sentdm.outbox.first_tried_at IS 'start of the first attempt; sentdm.give_up_after counts from here';

@@ -16,6 +16,7 @@
 #include "parser/parse_relation.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/reltrigger.h"
 
 #include "compat.h"
 #include "insert.h"
@@ -24,10 +25,14 @@
 static bool
 is_plain(Relation relation, int columns)
 {
+	const TriggerDesc *triggers = relation->trigdesc;
+
 	return relation->rd_rel->relkind == RELKIND_RELATION &&
 		RelationGetNumberOfAttributes(relation) == columns &&
-		relation->trigdesc == NULL && relation->rd_rules == NULL &&
-		!relation->rd_rel->relrowsecurity;
+		relation->rd_rules == NULL && !relation->rd_rel->relrowsecurity &&
+		(triggers == NULL ||
+		 !(triggers->trig_insert_before_statement || triggers->trig_insert_after_statement ||
+		   triggers->trig_insert_after_row || triggers->trig_insert_new_table));
 }
 
 static void

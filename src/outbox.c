@@ -2,6 +2,11 @@
  * outbox.c
  *		The worker's side of the queue: all SQL that claims and settles.
  *
+ * A row is looked up by "= ANY (ARRAY[x])" where "= x" would do: the planner can
+ * then use the index in no other way.  When the statistics say that a table is
+ * empty, as after an ANALYZE during a long load, it would else read all of the
+ * index in its order and join afterwards.
+ *
  * One drainer per database, so a claim needs no owner and no lease time.  The
  * outbox row is small and claims do not touch its indexes; the message itself is
  * written once, when its outcome is known.
@@ -117,41 +122,43 @@ claimed_message(HeapTuple row, TupleDesc desc, SentdmLane lane)
 	message->first_tried_at = timestamp_or(row, desc, 11, 0);
 	message->body = utf8_of(row, desc, 12);
 	profile_id = utf8_of(row, desc, 13);
+	message->place.due_at = timestamp_or(row, desc, 14, 0);
+	message->place.position = DatumGetInt64(SPI_getbinval(row, desc, 15, &isnull));
 	if (profile_id != NULL)
 		strlcpy(message->profile_id, profile_id, sizeof(message->profile_id));
 	return message;
 }
 
 int
-sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
-					MemoryContext memory, SentdmMessage **messages)
+sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
+					bool sandbox_only, MemoryContext memory, SentdmMessage **messages)
 {
 	static SentdmStatement claim = {
 		.sql = "WITH due AS MATERIALIZED ("
-		"  SELECT message_id, part, ambiguous_since, first_tried_at FROM sentdm.outbox"
-		"  WHERE priority = $1 AND due_at <= pg_catalog.now() AND claimed_at IS NULL"
-		"    AND (sandbox OR NOT $3)"
-		"  ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED),"
+		"  SELECT ctid, ambiguous_since, first_tried_at FROM sentdm.outbox"
+		"  WHERE priority = $1 AND due_at <= pg_catalog.now() AND (due_at, position) >= ($4, $5)"
+		"    AND claimed_at IS NULL AND (sandbox OR NOT $3)"
+		"  ORDER BY due_at, position LIMIT $2 FOR UPDATE SKIP LOCKED),"
 		" claimed AS ("
 		"  UPDATE sentdm.outbox o SET claimed_at = pg_catalog.now(),"
 		"    ambiguous_since = coalesce(o.ambiguous_since, pg_catalog.now()),"
 		"    first_tried_at = coalesce(o.first_tried_at, pg_catalog.now())"
-		"  FROM due WHERE o.message_id = due.message_id AND o.part = due.part"
+		"  FROM due WHERE o.ctid OPERATOR(pg_catalog.=) due.ctid"
 		"  RETURNING o.message_id, o.part, o.attempts, o.crashes, o.claimed_at, o.expires_at,"
-		"    o.recipients, o.due_at, due.ambiguous_since, due.first_tried_at) "
+		"    o.recipients, o.due_at, o.position, due.ambiguous_since, due.first_tried_at) "
 		"SELECT c.message_id, c.part, m.generation,"
 		"  coalesce(pg_catalog.cardinality(c.recipients), pg_catalog.jsonb_array_length(m.request -> 'to')),"
 		"  pg_catalog.jsonb_array_length(m.request -> 'channel'),"
 		"  c.attempts, c.crashes, c.claimed_at, c.expires_at, c.ambiguous_since, c.first_tried_at,"
 		"  CASE WHEN c.recipients IS NULL THEN m.request"
 		"    ELSE pg_catalog.jsonb_set(m.request, '{to}', pg_catalog.to_jsonb(c.recipients)) END::text,"
-		"  m.profile_id::text "
-		"FROM claimed c LEFT JOIN sentdm.messages m ON m.id = c.message_id "
-		"ORDER BY c.due_at, c.message_id",
-		.nargs = 3,
-		.types = {TEXTOID, INT4OID, BOOLOID}
+		"  m.profile_id::text, c.due_at, c.position "
+		"FROM claimed c LEFT JOIN sentdm.messages m ON m.id = ANY (ARRAY[c.message_id]) "
+		"ORDER BY c.due_at, c.position",
+		.nargs = 5,
+		.types = {TEXTOID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID}
 	};
-	Datum		values[3];
+	Datum		values[5];
 	MemoryContext old;
 	int			n;
 
@@ -159,6 +166,8 @@ sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
 	values[0] = CStringGetTextDatum(lane_names[lane]);
 	values[1] = Int32GetDatum(limit);
 	values[2] = BoolGetDatum(sandbox_only);
+	values[3] = TimestampTzGetDatum(from->due_at);
+	values[4] = Int64GetDatum(from->position);
 	n = (int) sentdm_execute(&claim, values, NULL);
 	old = MemoryContextSwitchTo(memory);
 	for (int i = 0; i < n; i++)
@@ -303,7 +312,7 @@ settle_parts(Datum *values)
 	static SentdmStatement note = {
 		.sql = "INSERT INTO sentdm.deliveries (message_id, recipient, status, reason_code, reason) "
 		"SELECT r.id, recipient, r.state, r.error_code, r.error FROM " ENDED
-		" JOIN sentdm.outbox o ON o.message_id = r.id AND o.part = r.part,"
+		" JOIN sentdm.outbox o ON o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part,"
 		" pg_catalog.unnest(o.recipients) AS recipient "
 		"WHERE r.part <> 0 AND r.state <> 'accepted'",
 		ENDED_ARGS
@@ -311,7 +320,7 @@ settle_parts(Datum *values)
 	static SentdmStatement conclude = {
 		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
 		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
-		"  WHERE o.message_id = e.id AND o.part = e.part),"
+		"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
 		" whole AS (SELECT DISTINCT ON (id) e.* FROM ended e"
 		"  WHERE NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = e.id AND NOT EXISTS"
 		"    (SELECT FROM ended x WHERE x.id = o.message_id AND x.part = o.part)) ORDER BY id, part) "
@@ -323,7 +332,7 @@ settle_parts(Datum *values)
 		"    WHEN w.state = 'accepted' OR EXISTS (SELECT FROM sentdm.deliveries d"
 		"      WHERE d.message_id = m.id AND d.sent_id IS NOT NULL) THEN 'accepted'"
 		"    ELSE w.state END "
-		"FROM whole w WHERE m.id = w.id",
+		"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
 		ENDED_ARGS
 	};
 
@@ -338,11 +347,11 @@ settle_ended(Columns *c)
 	static SentdmStatement end = {
 		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
 		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
-		"  WHERE o.message_id = e.id AND o.part = e.part) "
+		"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
 		"UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
 		"  finished_at = pg_catalog.now(), http_status = e.http_status,"
 		"  error_code = e.error_code, error = e.error, request_id = e.request_id "
-		"FROM ended e WHERE m.id = e.id",
+		"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
 		ENDED_ARGS
 	};
 	Datum		values[8];
@@ -372,7 +381,7 @@ settle_retries(Columns *c)
 		"  http_status = r.http_status, error_code = r.error_code, error = r.error "
 		"FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
 		"  AS r(id, part, due_at, attempts, ambiguous_since, http_status, error_code, error) "
-		"WHERE o.message_id = r.id AND o.part = r.part",
+		"WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part",
 		.nargs = 8,
 		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID,
 		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
@@ -403,7 +412,7 @@ settle_released(Columns *c)
 		.sql = "UPDATE sentdm.outbox o SET claimed_at = NULL, ambiguous_since = r.ambiguous_since,"
 		"  first_tried_at = r.first_tried_at "
 		"FROM unnest($1, $2, $3, $4) AS r(id, part, ambiguous_since, first_tried_at) "
-		"WHERE o.message_id = r.id AND o.part = r.part",
+		"WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part",
 		.nargs = 4,
 		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 	};
@@ -424,10 +433,10 @@ settle_splits(Columns *c)
 {
 	static SentdmStatement split = {
 		.sql = "WITH gone AS (DELETE FROM sentdm.outbox o USING unnest($1, $2) AS r(id, part)"
-		"  WHERE o.message_id = r.id AND o.part = r.part RETURNING o.*),"
+		"  WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part RETURNING o.*),"
 		" whole AS (SELECT g.*, coalesce(g.recipients, ARRAY("
 		"    SELECT pg_catalog.jsonb_array_elements_text(m.request -> 'to'))) AS everyone"
-		"  FROM gone g JOIN sentdm.messages m ON m.id = g.message_id) "
+		"  FROM gone g JOIN sentdm.messages m ON m.id = ANY (ARRAY[g.message_id])) "
 		"INSERT INTO sentdm.outbox (message_id, part, priority, due_at, expires_at, recipients, sandbox) "
 		"SELECT message_id, 2 * part + half, priority, pg_catalog.now(), expires_at,"
 		"  CASE half WHEN 1 THEN everyone[:pg_catalog.cardinality(everyone) / 2]"
@@ -535,26 +544,26 @@ sentdm_outbox_settle(SentdmOutcome *outcomes, int n)
 	SPI_finish();
 }
 
-void
-sentdm_outbox_next_due(bool sandbox_only, TimestampTz due[SENTDM_LANES])
+TimestampTz
+sentdm_outbox_next_due(SentdmLane lane, const SentdmPlace *from, bool sandbox_only)
 {
 	static SentdmStatement next = {
 		.sql = "SELECT due_at FROM sentdm.outbox"
-		" WHERE priority = $1 AND claimed_at IS NULL AND (sandbox OR NOT $2)"
-		" ORDER BY due_at LIMIT 1",
-		.nargs = 2,
-		.types = {TEXTOID, BOOLOID}
+		" WHERE priority = $1 AND (due_at, position) >= ($3, $4) AND claimed_at IS NULL AND (sandbox OR NOT $2)"
+		" ORDER BY due_at, position LIMIT 1",
+		.nargs = 4,
+		.types = {TEXTOID, BOOLOID, TIMESTAMPTZOID, INT8OID}
 	};
-	Datum		values[2];
+	Datum		values[4];
+	TimestampTz due = DT_NOEND;
 
 	SPI_connect();
+	values[0] = CStringGetTextDatum(lane_names[lane]);
 	values[1] = BoolGetDatum(sandbox_only);
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-	{
-		values[0] = CStringGetTextDatum(lane_names[lane]);
-		due[lane] = DT_NOEND;
-		if (sentdm_execute(&next, values, NULL) > 0)
-			due[lane] = timestamp_or(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, DT_NOEND);
-	}
+	values[2] = TimestampTzGetDatum(from->due_at);
+	values[3] = Int64GetDatum(from->position);
+	if (sentdm_execute(&next, values, NULL) > 0)
+		due = timestamp_or(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, DT_NOEND);
 	SPI_finish();
+	return due;
 }

@@ -13,6 +13,13 @@
 #include "drain.h"
 #include "utils/uuid.h"
 
+/* A place in a lane. */
+typedef struct SentdmPlace
+{
+	TimestampTz due_at;
+	int64		position;		/* of those that are due at the same time */
+} SentdmPlace;
+
 /* A claimed row of the outbox, with what is needed to send it. */
 typedef struct SentdmMessage
 {
@@ -25,6 +32,7 @@ typedef struct SentdmMessage
 								 * answer */
 	int			attempts;		/* charged before this claim */
 	int			crashes;
+	SentdmPlace place;
 	TimestampTz claimed_at;
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz ambiguous_since;	/* before this claim; 0: not ambiguous */
@@ -55,19 +63,20 @@ typedef struct SentdmOutcome
 extern int64 sentdm_outbox_rescue(int64 *suspects);
 
 /*
- * Claim up to limit due messages of a lane; sandbox_only skips live ones.
- * Memory comes from the caller's context.  The claim counts only once the
- * transaction is committed, durably.
+ * Claim up to limit due messages of a lane, in its order and not before a place;
+ * sandbox_only skips live ones.  Memory comes from the caller's context.  The
+ * claim counts only once the transaction is committed, durably.
  */
-extern int	sentdm_outbox_claim(SentdmLane lane, int limit, bool sandbox_only,
-								MemoryContext memory, SentdmMessage **messages);
+extern int	sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
+								bool sandbox_only, MemoryContext memory, SentdmMessage **messages);
 
 /* Store the outcomes; repeating it with the same outcomes changes nothing more. */
 extern void sentdm_outbox_settle(SentdmOutcome *outcomes, int n);
 
 /*
- * When the next unclaimed message is due, by lane; DT_NOEND when there is none.
+ * When the next unclaimed message of a lane is due, not before a place; DT_NOEND
+ * when there is none.
  */
-extern void sentdm_outbox_next_due(bool sandbox_only, TimestampTz due[SENTDM_LANES]);
+extern TimestampTz sentdm_outbox_next_due(SentdmLane lane, const SentdmPlace *from, bool sandbox_only);
 
 #endif							/* SENTDM_OUTBOX_H */

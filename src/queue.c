@@ -24,6 +24,7 @@
 #include "shmem.h"
 
 #define LOCKED_ROW_POLL_MS 200
+#define LOOK_BACK_US 1000000
 
 /* Outcomes wait for others for so long, unless there are so many. */
 #define SETTLE_WITHIN_US 5000
@@ -51,11 +52,62 @@ sentdm_queue_take_over(SentdmQueue *queue)
 						(long long) rescued)));
 }
 
+/*
+ * Where to look.
+ *
+ * Rows that were sent are dead, and stay in the index until a vacuum has been;
+ * while an old snapshot is held, each scan would even read all of them.  So a
+ * lane is looked at from the place of the last row that was claimed.  Rows may
+ * come to lie before it: those of a transaction that began early and committed
+ * late (it says so when it commits), and those that we give back ourselves.  A
+ * row that somebody had locked is the one thing that nobody tells us: for that we
+ * look from the beginning now and then, as often as it costs little, and before
+ * we believe that there is nothing more to do.
+ */
+
+static void
+step_back(SentdmQueue *queue, SentdmLane lane, TimestampTz due_at)
+{
+	if (due_at <= queue->from[lane].due_at)
+	{
+		queue->from[lane].due_at = due_at;
+		queue->from[lane].position = 0;
+	}
+}
+
+static void
+step_forward(SentdmQueue *queue, SentdmLane lane, const SentdmMessage *last)
+{
+	queue->from[lane] = last->place;
+	if (queue->look_back_us == INT64_MAX)
+		queue->look_back_us = sentdm_clock_us() + Max(LOOK_BACK_US, 20 * queue->look_cost_us);
+}
+
+static void
+look_back(SentdmQueue *queue)
+{
+	memcpy(queue->reached, queue->from, sizeof(queue->reached));
+	sentdm_queue_look(queue, DT_NOBEGIN);
+}
+
+/* Nothing lies before that place that is not claimed. */
+static void
+go_on(SentdmQueue *queue, SentdmLane lane)
+{
+	if (queue->from[lane].due_at == DT_NOBEGIN && queue->due[lane] > queue->reached[lane].due_at)
+		queue->from[lane] = queue->reached[lane];
+}
+
 void
-sentdm_queue_look(SentdmQueue *queue)
+sentdm_queue_look(SentdmQueue *queue, TimestampTz earliest)
 {
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
+	{
 		queue->due[lane] = DT_NOBEGIN;
+		step_back(queue, lane, earliest);
+	}
+	if (earliest == DT_NOBEGIN)
+		queue->look_back_us = INT64_MAX;
 }
 
 /* Settling */
@@ -89,13 +141,17 @@ static void
 look_for_returning(SentdmQueue *queue)
 {
 	SentdmFlight *flight = queue->flight;
+	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < flight->n_outcomes; i++)
 	{
+		const SentdmMessage *message = flight->outcomes[i].message;
 		SentdmAction action = flight->outcomes[i].decision.action;
 
-		if (action == SENTDM_DO_RETRY || action == SENTDM_DO_RELEASE || action == SENTDM_DO_SPLIT)
-			queue->due[flight->outcomes[i].message->lane] = DT_NOBEGIN;
+		if (action != SENTDM_DO_RETRY && action != SENTDM_DO_RELEASE && action != SENTDM_DO_SPLIT)
+			continue;
+		queue->due[message->lane] = DT_NOBEGIN;
+		step_back(queue, message->lane, action == SENTDM_DO_RELEASE ? message->place.due_at : now);
 	}
 }
 
@@ -128,24 +184,24 @@ wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
 	return Min(claimable, Max(startable - ready, affordable));
 }
 
-/* Where the queue was empty, remember when to look again. */
+/* Where a lane was empty, remember when to look again. */
 static void
-note_next_due(SentdmQueue *queue, TimestampTz now)
+note_next_due(SentdmQueue *queue, SentdmLane lane, bool claimed, TimestampTz now)
 {
-	sentdm_outbox_next_due(sentdm_mode == SENTDM_MODE_SANDBOX, queue->due);
-	for (int lane = 0; lane < SENTDM_LANES; lane++)
-	{
-		/* Due, yet not claimed: locked by somebody, who may let go of it. */
-		if (queue->due[lane] <= now && queue->n_claimed == 0)
-			queue->due[lane] = TimestampTzPlusMilliseconds(now, LOCKED_ROW_POLL_MS);
-	}
+	queue->due[lane] = sentdm_outbox_next_due(lane, &queue->from[lane],
+											  sentdm_mode == SENTDM_MODE_SANDBOX);
+	go_on(queue, lane);
+	/* Due, yet not claimed: locked by somebody, who may let go of it. */
+	if (queue->due[lane] <= now && !claimed)
+		queue->due[lane] = TimestampTzPlusMilliseconds(now, LOCKED_ROW_POLL_MS);
 }
 
 static void
 claim(SentdmQueue *queue)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		exhausted = false;
+	int64		began_us = sentdm_clock_us();
+	bool		looked_back = false;
 
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
@@ -154,14 +210,15 @@ claim(SentdmQueue *queue)
 
 		if (limit <= 0)
 			continue;
-		n = sentdm_outbox_claim(lane, limit, sentdm_mode == SENTDM_MODE_SANDBOX,
+		looked_back |= queue->from[lane].due_at == DT_NOBEGIN;
+		n = sentdm_outbox_claim(lane, &queue->from[lane], limit, sentdm_mode == SENTDM_MODE_SANDBOX,
 								queue->memory, queue->claimed + queue->n_claimed);
 		queue->n_claimed += n;
 		if (n < limit)
-			exhausted = true;
+			note_next_due(queue, lane, n > 0, now);
 	}
-	if (exhausted)
-		note_next_due(queue, now);
+	if (looked_back)
+		queue->look_cost_us = sentdm_clock_us() - began_us;
 }
 
 /* Both */
@@ -198,7 +255,10 @@ take_claimed(SentdmQueue *queue)
 	size_t		bytes = queue->flight->ready_bytes;
 
 	for (int i = 0; i < queue->n_claimed; i++)
+	{
 		sentdm_flight_take(queue->flight, queue->claimed[i]);
+		step_forward(queue, queue->claimed[i]->lane, queue->claimed[i]);
+	}
 	if (queue->n_claimed > 0)
 		queue->body_bytes = (queue->flight->ready_bytes - bytes) / queue->n_claimed;
 }
@@ -211,7 +271,7 @@ exchange(SentdmQueue *queue)
 	if (!sentdm_transact(&queue->backoff, exchange_body, queue))
 	{
 		/* What it found out about the queue is not so, either. */
-		sentdm_queue_look(queue);
+		sentdm_queue_look(queue, DT_NOBEGIN);
 		return false;
 	}
 	if (queue->n_claimed > 0)
@@ -235,6 +295,8 @@ sentdm_queue_exchange(SentdmQueue *queue, bool may_claim)
 	if (sentdm_backing_off(&queue->backoff))
 		return true;
 	look_for_returning(queue);
+	if (queue->look_back_us <= sentdm_clock_us())
+		look_back(queue);
 	queue->room = 0;
 	queue->n_claimed = 0;
 	for (int lane = 0; lane < SENTDM_LANES && may_claim; lane++)
@@ -255,10 +317,16 @@ sentdm_queue_settle(SentdmQueue *queue)
 /* Waiting */
 
 TimestampTz
-sentdm_queue_next_due(const SentdmQueue *queue)
+sentdm_queue_next_due(SentdmQueue *queue, bool hurry)
 {
 	TimestampTz next = DT_NOEND;
 
+	if (queue->look_back_us != INT64_MAX)
+	{
+		if (hurry)
+			queue->look_back_us = 0;
+		return DT_NOBEGIN;
+	}
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 		next = Min(next, queue->due[lane]);
 	return next;
@@ -313,6 +381,8 @@ sentdm_queue_wait_ms(const SentdmQueue *queue, bool may_claim)
 		return sentdm_ms_until(queue->backoff.until);
 	if (sentdm_queue_is_unsettled(queue))
 		wait_ms = (settle_in_us(queue) + 999) / 1000;
+	if (may_claim)
+		wait_ms = Min(wait_ms, sentdm_ms_until_us(queue->look_back_us));
 	for (int lane = 0; lane < SENTDM_LANES && may_claim; lane++)
 		wait_ms = Min(wait_ms, lane_wait_ms(queue, lane));
 	return wait_ms;

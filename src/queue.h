@@ -21,6 +21,11 @@ typedef struct SentdmQueue
 	SentdmBackoff backoff;
 	TimestampTz due[SENTDM_LANES];	/* look no earlier than this; DT_NOBEGIN:
 									 * now */
+	SentdmPlace from[SENTDM_LANES]; /* and not before this place, see queue.c */
+	SentdmPlace reached[SENTDM_LANES];	/* where it was before looking back */
+	int64_t		look_back_us;	/* when to look from the beginning; monotonic;
+								 * INT64_MAX: no need to */
+	int64_t		look_cost_us;	/* what it cost the last time */
 	MemoryContext memory;		/* of the transaction under way: what it
 								 * claims ... */
 	SentdmMessage **claimed;	/* ... is here */
@@ -32,8 +37,11 @@ typedef struct SentdmQueue
 /* This worker is the sender now: put the queue into order. */
 extern void sentdm_queue_take_over(SentdmQueue *queue);
 
-/* Something was committed: look at every lane. */
-extern void sentdm_queue_look(SentdmQueue *queue);
+/*
+ * Something was committed that is due no earlier than this (DT_NOBEGIN: whenever):
+ * look at every lane.
+ */
+extern void sentdm_queue_look(SentdmQueue *queue, TimestampTz earliest);
 
 /*
  * Settle what ended, if it is time to, and claim, if that is allowed and there
@@ -50,8 +58,11 @@ extern void sentdm_queue_settle(SentdmQueue *queue);
 /* Has something ended that is not stored yet? */
 extern bool sentdm_queue_is_unsettled(const SentdmQueue *queue);
 
-/* When the next message is due, as far as is known; DT_NOEND: none. */
-extern TimestampTz sentdm_queue_next_due(const SentdmQueue *queue);
+/*
+ * When the next message is due, DT_NOEND: none; DT_NOBEGIN while that is not quite
+ * certain.  hurry: make certain at the next exchange.
+ */
+extern TimestampTz sentdm_queue_next_due(SentdmQueue *queue, bool hurry);
 
 /* How long nothing will happen in it that nobody wakes us for. */
 extern long sentdm_queue_wait_ms(const SentdmQueue *queue, bool may_claim);

@@ -55,6 +55,7 @@ enum
 typedef struct Pending
 {
 	bool		wake;
+	TimestampTz earliest;		/* with it: nothing is due before this */
 	bool		control;
 	bool		resumed;
 	bool		enable_changed;
@@ -101,7 +102,7 @@ act_on_commit(void)
 	if (pending.control)
 		sentdm_slot_control(slot);
 	else
-		sentdm_slot_wake(slot);
+		sentdm_slot_wake(slot, pending.earliest);
 }
 
 /* Whoever enqueues a campaign learns at once how long it takes, at least. */
@@ -173,11 +174,18 @@ note_subtransaction(void)
 	open_subtransactions = open;
 }
 
+static void
+wake_at_commit(TimestampTz earliest)
+{
+	note_subtransaction();
+	pending.earliest = pending.wake ? Min(pending.earliest, earliest) : earliest;
+	pending.wake = true;
+}
+
 void
 sentdm_wake_at_commit(void)
 {
-	note_subtransaction();
-	pending.wake = true;
+	wake_at_commit(DT_NOBEGIN);
 }
 
 void
@@ -350,7 +358,7 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 enum
 {
 	OUTBOX_MESSAGE_ID, OUTBOX_PART, OUTBOX_PRIORITY, OUTBOX_DUE_AT, OUTBOX_EXPIRES_AT, OUTBOX_RECIPIENTS,
-	OUTBOX_SANDBOX, OUTBOX_ATTEMPTS, OUTBOX_CRASHES, OUTBOX_GIVEN, OUTBOX_COLUMNS = OUTBOX_GIVEN + 6
+	OUTBOX_SANDBOX, OUTBOX_ATTEMPTS, OUTBOX_CRASHES, OUTBOX_POSITION, OUTBOX_GIVEN, OUTBOX_COLUMNS = OUTBOX_GIVEN + 6
 };
 
 static void
@@ -358,10 +366,10 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 {
 	static SentdmStatement insert = {
 		.sql = "INSERT INTO sentdm.outbox (message_id, part, priority, due_at, expires_at, recipients, sandbox,"
-		"  attempts, crashes)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+		"  attempts, crashes, position)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 		.nargs = OUTBOX_GIVEN,
-		.types = {UUIDOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, BOOLOID, INT4OID, INT4OID}
+		.types = {UUIDOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, BOOLOID, INT4OID, INT4OID, INT8OID}
 	};
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
 	Datum		values[OUTBOX_COLUMNS];
@@ -380,6 +388,7 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 	values[OUTBOX_SANDBOX] = BoolGetDatum(draft->sandbox);
 	values[OUTBOX_ATTEMPTS] = Int32GetDatum(0);
 	values[OUTBOX_CRASHES] = Int32GetDatum(0);
+	values[OUTBOX_POSITION] = Int64GetDatum(sentdm_uuid7_time(id));
 	if (!sentdm_insert("outbox", values, nulls, OUTBOX_COLUMNS))
 		execute(&insert, values, nulls);
 }
@@ -518,7 +527,8 @@ sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 	SPI_finish();
 	SetUserIdAndSecContext(caller, security_context);
 
-	sentdm_wake_at_commit();
+	/* The worker may have been past that time before this commits. */
+	wake_at_commit(GetCurrentTransactionStartTimestamp());
 	return ids;
 }
 

@@ -74,6 +74,7 @@ startup_shmem(void)
 
 			slot->worker_proc = -1;
 			pg_atomic_init_u32(&slot->work, 0);
+			pg_atomic_init_u64(&slot->earliest, DT_NOEND);
 			pg_atomic_init_u32(&slot->control, 0);
 			pg_atomic_init_u32(&slot->in_the_way, 0);
 			for (int c = 0; c < SENTDM_COUNTERS; c++)
@@ -194,9 +195,30 @@ sentdm_slot_free(SentdmSlot *slot)
 	LWLockRelease(shared->lock);
 }
 
-void
-sentdm_slot_wake(SentdmSlot *slot)
+/* Before the flag is set: who sees the flag must see this. */
+static void
+lower_earliest(SentdmSlot *slot, TimestampTz earliest)
 {
+	uint64		known = pg_atomic_read_u64(&slot->earliest);
+
+	while (earliest < (TimestampTz) known &&
+		   !pg_atomic_compare_exchange_u64(&slot->earliest, &known, (uint64) earliest))
+		;
+}
+
+bool
+sentdm_slot_take_work(SentdmSlot *slot, TimestampTz *earliest)
+{
+	if (pg_atomic_read_u32(&slot->work) == 0 || pg_atomic_exchange_u32(&slot->work, 0) == 0)
+		return false;
+	*earliest = (TimestampTz) pg_atomic_exchange_u64(&slot->earliest, DT_NOEND);
+	return true;
+}
+
+void
+sentdm_slot_wake(SentdmSlot *slot, TimestampTz earliest)
+{
+	lower_earliest(slot, earliest);
 	/* Somebody else has woken it, and it has not looked yet. */
 	if (pg_atomic_exchange_u32(&slot->work, 1) != 0)
 		return;
@@ -213,7 +235,7 @@ sentdm_slot_control(SentdmSlot *slot)
 {
 	pg_atomic_fetch_add_u32(&slot->control, 1);
 	pg_atomic_write_u32(&slot->work, 0);
-	sentdm_slot_wake(slot);
+	sentdm_slot_wake(slot, DT_NOBEGIN);
 }
 
 void

@@ -67,6 +67,8 @@ typedef struct SentdmSlot
 	SentdmWorkerReport report;	/* under the lock */
 	pg_atomic_uint32 work;		/* something was committed since the worker
 								 * looked */
+	pg_atomic_uint64 earliest;	/* ... and none of it is due before this
+								 * (TimestampTz) */
 	pg_atomic_uint32 control;	/* generation of pause, resume and enable */
 	pg_atomic_uint32 in_the_way;	/* somebody wants to drop or copy the
 									 * database */
@@ -93,8 +95,17 @@ extern void sentdm_slot_enable(Oid database, bool enabled);
 /* Give the slot of a dropped database back. */
 extern void sentdm_slot_free(SentdmSlot *slot);
 
-/* Something to send was committed: wake the worker, or the launcher to start one. */
-extern void sentdm_slot_wake(SentdmSlot *slot);
+/*
+ * Something to send was committed, due no earlier than this (DT_NOBEGIN: whenever):
+ * wake the worker, or the launcher to start one.
+ */
+extern void sentdm_slot_wake(SentdmSlot *slot, TimestampTz earliest);
+
+/*
+ * For the worker: was something committed since it last asked, and when is it due
+ * at the earliest?
+ */
+extern bool sentdm_slot_take_work(SentdmSlot *slot, TimestampTz *earliest);
 
 /* A pause, resume or enable was committed: wake the worker to read it. */
 extern void sentdm_slot_control(SentdmSlot *slot);

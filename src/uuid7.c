@@ -53,3 +53,13 @@ sentdm_uuid7(pg_uuid_t *uuid)
 	random_bytes(uuid->data + 8);
 	uuid->data[8] = (uuid->data[8] & 0x3f) | 0x80;
 }
+
+int64
+sentdm_uuid7_time(const pg_uuid_t *uuid)
+{
+	int64		time_ms_12 = 0;
+
+	for (int i = 0; i < 6; i++)
+		time_ms_12 = time_ms_12 << 8 | uuid->data[i];
+	return time_ms_12 << 12 | (uuid->data[6] & 0x0f) << 8 | uuid->data[7];
+}

@@ -14,4 +14,7 @@
  */
 extern void sentdm_uuid7(pg_uuid_t *uuid);
 
+/* When an id was made, in 4096ths of a millisecond since 1970: rises in a session. */
+extern int64 sentdm_uuid7_time(const pg_uuid_t *uuid);
+
 #endif							/* SENTDM_UUID7_H */

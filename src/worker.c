@@ -62,6 +62,7 @@ typedef struct Worker
 	uint32		control_seen;
 	bool		http_outdated;	/* settings changed; renew it when nothing is
 								 * under way */
+	bool		asked_to_leave; /* as soon as there is nothing to do */
 	TimestampTz idle_since;		/* 0: not idle */
 } Worker;
 
@@ -113,7 +114,7 @@ reload(Worker *worker)
 	worker->control_seen--;
 	worker->flight.report.prune_at = 0;
 	/* Another mode may have something to do at once. */
-	sentdm_queue_look(&worker->queue);
+	sentdm_queue_look(&worker->queue, DT_NOBEGIN);
 }
 
 /* Look at sentdm.sender again: somebody paused, resumed, enabled or disabled. */
@@ -226,7 +227,7 @@ wait_for_something(Worker *worker)
 
 /* When there is something to send. */
 static TimestampTz
-next_to_send(Worker *worker)
+next_to_send(Worker *worker, bool hurry)
 {
 	const SentdmDrain *drain = &worker->flight.drain;
 
@@ -240,7 +241,7 @@ next_to_send(Worker *worker)
 	if (sentdm_account_paused_for_key(&worker->account))
 		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTING_KEY_CHECK_MS);
 	if (drain->pause == SENTDM_PAUSE_NONE)
-		return sentdm_queue_next_due(&worker->queue);
+		return sentdm_queue_next_due(&worker->queue, hurry);
 	if (drain->probe_at_us == INT64_MAX)
 		return DT_NOEND;
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sentdm_ms_until_us(drain->probe_at_us));
@@ -251,7 +252,7 @@ next_due(Worker *worker)
 {
 	if (worker->account.sender.fence != NULL)
 		return DT_NOEND;
-	return Min(next_to_send(worker), worker->flight.report.prune_at);
+	return Min(next_to_send(worker, false), worker->flight.report.prune_at);
 }
 
 /* Nothing to do, nothing in hand: after a while, leave the database. */
@@ -260,9 +261,9 @@ leave_if_idle(Worker *worker)
 {
 	SentdmFlight *flight = &worker->flight;
 	TimestampTz now = GetCurrentTimestamp();
-	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0;
+	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0 || worker->asked_to_leave;
 	int			timeout_ms = asked ? 0 : sentdm_idle_timeout_ms;
-	TimestampTz next = asked ? next_to_send(worker) : next_due(worker);
+	TimestampTz next = asked ? next_to_send(worker, true) : next_due(worker);
 	bool		busy = flight->under_way > 0 || sentdm_queue_is_unsettled(&worker->queue) ||
 	sentdm_flight_ready(flight, SENTDM_LANES - 1) > 0 ||
 	next <= TimestampTzPlusMilliseconds(now, timeout_ms);
@@ -270,6 +271,7 @@ leave_if_idle(Worker *worker)
 	if (busy)
 	{
 		worker->idle_since = 0;
+		worker->asked_to_leave = asked;
 		return false;
 	}
 	if (worker->idle_since == 0)
@@ -324,6 +326,7 @@ static bool
 notice_changes(Worker *worker)
 {
 	uint32		control = pg_atomic_read_u32(&worker->slot->control);
+	TimestampTz earliest;
 
 	CHECK_FOR_INTERRUPTS();
 	if (ShutdownRequestPending)
@@ -333,8 +336,8 @@ notice_changes(Worker *worker)
 		ConfigReloadPending = false;
 		reload(worker);
 	}
-	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
-		sentdm_queue_look(&worker->queue);
+	if (sentdm_slot_take_work(worker->slot, &earliest))
+		sentdm_queue_look(&worker->queue, earliest);
 	if (control != worker->control_seen)
 	{
 		worker->control_seen = control;
@@ -385,7 +388,7 @@ start(Worker *worker)
 	if (!pg_strong_random(&seed, sizeof(seed)))
 		seed = (uint64) GetCurrentTimestamp();
 	sentdm_drain_init(&worker->flight.drain, &settings, sentdm_clock_us(), seed);
-	sentdm_queue_look(&worker->queue);
+	sentdm_queue_look(&worker->queue, DT_NOBEGIN);
 
 	sentdm_begin();
 	worker->queue.extension = get_extension_oid("sentdm", true);

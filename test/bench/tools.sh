@@ -139,8 +139,8 @@ insert_messages() {
 			'$2', 'postgres', CASE '$2' WHEN 'queued' THEN 0 ELSE 1 END, CASE '$2' WHEN 'queued' THEN NULL ELSE now() END,
 			CASE '$2' WHEN 'queued' THEN NULL ELSE 202 END
 		FROM generate_series(1, $1) AS n;
-		INSERT INTO sentdm.outbox (message_id, priority, due_at)
-		SELECT id, 'normal', $3 FROM sentdm.messages WHERE '$2' = 'queued';
+		INSERT INTO sentdm.outbox (message_id, priority, due_at, position)
+		SELECT id, 'normal', $3, row_number() OVER (ORDER BY id) FROM sentdm.messages WHERE '$2' = 'queued';
 		CHECKPOINT;
 	SQL
 }
