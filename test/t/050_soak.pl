@@ -85,7 +85,7 @@ SQL
 
 sub up
 {
-	wait_until { $node->psql('postgres', 'SELECT') == 0 } 'the server is up';
+	wait_until { eval { $node->psql('postgres', 'SELECT') == 0 } } 'the server is up';
 	return;
 }
 
