@@ -19,6 +19,7 @@ my $t = SentdmTest->new('chaos', settings => {
 my $node = $t->node;
 my $checker = SentdmChecker->new($t, private => [ qr/\b1555\d{7}\b/, qr/chaosbody/, qr/a-key-for-tests/ ]);
 my $number = 0;
+my $accounts = 0;
 
 sub send_some
 {
@@ -48,10 +49,10 @@ sub ends_well
 	return $summary;
 }
 
-# Let the worker leave: the next one remembers nothing of what Sent answered.
+# Another account, and another worker: nobody remembers what Sent answered.
 sub forget
 {
-	$t->set('sentdm.idle_timeout' => '10ms');
+	$t->set('sentdm.idle_timeout' => '10ms', 'sentdm.api_key' => 'a-key-for-tests-' . (1000000 + ++$accounts));
 	wait_until { !$t->worker_pid } 'the worker left';
 	$t->set('sentdm.idle_timeout' => undef);
 	return;
