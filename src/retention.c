@@ -28,7 +28,6 @@ PG_FUNCTION_INFO_V1(sentdm_prune);
 #define LONGEST_PASS_INTERVAL_MS (3600 * 1000)
 #define REST_FACTOR 9			/* rest so many times as long as a batch took */
 #define MIN_REST_MS 10
-#define MAX_REST_MS 5000
 
 /* Where the pass is: in which step, and after which key; "": at its beginning. */
 typedef struct Pass
@@ -202,7 +201,7 @@ sentdm_retention_step(void)
 	}
 	now = GetCurrentTimestamp();
 	if (find_step(&next))
-		return now + Min(Max((now - began) * REST_FACTOR, MIN_REST_MS * 1000), MAX_REST_MS * 1000);
+		return now + Min(Max((now - began) * REST_FACTOR, MIN_REST_MS * 1000), SENTDM_RETENTION_REST_MS * 1000);
 	memset(&pass, 0, sizeof(pass));
 	return next_pass(now);
 }

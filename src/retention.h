@@ -7,6 +7,9 @@
 
 #include "datatype/timestamp.h"
 
+/* The longest rest between two batches of a pass. */
+#define SENTDM_RETENTION_REST_MS 5000
+
 /*
  * In the worker: apply sentdm.retention and sentdm.body_retention to one small
  * batch, in a transaction of its own, and return when to be called again.  Never

@@ -255,6 +255,14 @@ next_due(Worker *worker)
 	return Min(next_to_send(worker, false), worker->flight.report.prune_at);
 }
 
+/* In the middle of a pass, which whoever comes next would begin anew. */
+static bool
+is_pruning(Worker *worker, TimestampTz now)
+{
+	return worker->account.sender.fence == NULL &&
+		worker->flight.report.prune_at <= TimestampTzPlusMilliseconds(now, SENTDM_RETENTION_REST_MS);
+}
+
 /* Nothing to do, nothing in hand: after a while, leave the database. */
 static bool
 leave_if_idle(Worker *worker)
@@ -263,10 +271,10 @@ leave_if_idle(Worker *worker)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		asked = pg_atomic_exchange_u32(&worker->slot->in_the_way, 0) != 0 || worker->asked_to_leave;
 	int			timeout_ms = asked ? 0 : sentdm_idle_timeout_ms;
-	TimestampTz next = asked ? next_to_send(worker, true) : next_due(worker);
 	bool		busy = flight->under_way > 0 || sentdm_queue_is_unsettled(&worker->queue) ||
 	sentdm_flight_ready(flight, SENTDM_LANES - 1) > 0 ||
-	next <= TimestampTzPlusMilliseconds(now, timeout_ms);
+	next_to_send(worker, asked) <= TimestampTzPlusMilliseconds(now, timeout_ms) ||
+	(!asked && is_pruning(worker, now));
 
 	if (busy)
 	{
