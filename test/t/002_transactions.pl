@@ -160,7 +160,8 @@ $t->set(wal_writer_delay => '10s', wal_writer_flush_after => '1GB',
 	'sentdm.connect_timeout' => '500ms', 'sentdm.request_timeout' => '500ms');
 sends('SET synchronous_commit = off; SELECT say(1501)', [1501], 'a transaction with synchronous_commit = off sends');
 $t->faults({ action => 'hang', match => { to => '+15550001502' } });
-my (undef, $lsn) = split /\n/, $t->sql('SET synchronous_commit = off; SELECT say(1502); SELECT pg_current_wal_insert_lsn()');
+# Within the transaction: what the worker writes after its claim may wait.
+my (undef, $lsn) = split /\n/, $t->sql('BEGIN; SET LOCAL synchronous_commit = off; SELECT say(1502); SELECT pg_current_wal_insert_lsn(); COMMIT');
 wait_until { grep { $_->{to}[0] eq '+15550001502' } $t->arrived($seen) } 'the request has arrived';
 is($t->sql("SELECT pg_current_wal_flush_lsn() >= '$lsn'"), 't',
 	'... and its request leaves only when the commit is on disk');
