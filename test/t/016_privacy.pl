@@ -77,6 +77,7 @@ $t->all_become('failed', "id = '$failed'", 'one fails');
 my $queued = $t->send("'+15551009997', body => 'a later text', send_at => now() + interval '1 day'");
 stays_true { $t->sql("SELECT count(*) FROM sentdm.messages WHERE erased_at IS NOT NULL") == 0 } 0.5,
 	'nothing is erased unless that is wanted';
+age('1 hour', "id = '$failed'");
 $t->set('sentdm.body_retention' => '1s');
 $t->becomes("SELECT count(*), count(*) FILTER (WHERE request::text ~* 'hidden') FROM sentdm.messages WHERE erased_at IS NOT NULL", '6|0',
 	'with sentdm.body_retention, texts, parameters and further fields go by themselves');
