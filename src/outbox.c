@@ -68,6 +68,18 @@ sentdm_outbox_rescue(int64 *suspects)
 	return rescued;
 }
 
+void
+sentdm_outbox_abandon(void)
+{
+	static SentdmStatement abandon = {
+		.sql = "UPDATE sentdm.outbox SET claimed_at = NULL WHERE claimed_at IS NOT NULL"
+	};
+
+	SPI_connect();
+	sentdm_execute(&abandon, NULL, NULL);
+	SPI_finish();
+}
+
 static TimestampTz
 timestamp_or(HeapTuple row, TupleDesc desc, int column, TimestampTz missing)
 {

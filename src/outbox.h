@@ -62,6 +62,9 @@ typedef struct SentdmOutcome
  */
 extern int64 sentdm_outbox_rescue(int64 *suspects);
 
+/* The same for a worker that ends in order: it was not their fault. */
+extern void sentdm_outbox_abandon(void);
+
 /*
  * Claim up to limit due messages of a lane, in its order and not before a place;
  * sandbox_only skips live ones.  Memory comes from the caller's context.  The

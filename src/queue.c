@@ -314,6 +314,21 @@ sentdm_queue_settle(SentdmQueue *queue)
 		(void) exchange(queue);
 }
 
+static void
+abandon_body(void *arg)
+{
+	SentdmQueue *queue = arg;
+
+	if (get_extension_oid("sentdm", true) == queue->extension)
+		sentdm_outbox_abandon();
+}
+
+void
+sentdm_queue_abandon(SentdmQueue *queue)
+{
+	(void) sentdm_transact(&queue->backoff, abandon_body, queue);
+}
+
 /* Waiting */
 
 TimestampTz

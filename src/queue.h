@@ -55,6 +55,13 @@ extern bool sentdm_queue_exchange(SentdmQueue *queue, bool may_claim);
 /* Settle everything now, whether it is time to or not. */
 extern void sentdm_queue_settle(SentdmQueue *queue);
 
+/*
+ * As the last thing of a worker that ends in order, when nothing is under way any
+ * more: what had no answer is left for the next worker, not as that of one that
+ * died.
+ */
+extern void sentdm_queue_abandon(SentdmQueue *queue);
+
 /* Has something ended that is not stored yet? */
 extern bool sentdm_queue_is_unsettled(const SentdmQueue *queue);
 

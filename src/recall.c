@@ -56,11 +56,18 @@ cancel_held(SentdmStatement *lock, Datum which)
 
 /*
  * True only when no attempt was made that Sent may have accepted, and none can
- * be made any more: the rows are locked first, then looked at.
+ * be made any more: the rows are locked first, then looked at.  But a row that
+ * the worker has is not locked, or it could store no outcome before the caller's
+ * transaction ends.
  */
 Datum
 sentdm_cancel(PG_FUNCTION_ARGS)
 {
+	static SentdmStatement find_late = {
+		.sql = "SELECT FROM sentdm.outbox o WHERE o.message_id = $1 AND NOT (" UNTOUCHED ")",
+		.nargs = 1,
+		.types = {UUIDOID}
+	};
 	static SentdmStatement lock = {
 		.sql = "SELECT (" UNTOUCHED ") FROM sentdm.outbox o WHERE o.message_id = $1 FOR UPDATE",
 		.nargs = 1,
@@ -82,6 +89,11 @@ sentdm_cancel(PG_FUNCTION_ARGS)
 	bool		cancellable = true;
 
 	SPI_connect();
+	if (sentdm_execute(&find_late, &id, NULL) > 0)
+	{
+		SPI_finish();
+		PG_RETURN_BOOL(false);
+	}
 	rows = sentdm_execute(&lock, &id, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{

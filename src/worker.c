@@ -307,6 +307,8 @@ shut_down(Worker *worker)
 	}
 	sentdm_queue_settle(&worker->queue);
 	sentdm_http_destroy(flight->http);
+	if (flight->under_way > 0)
+		sentdm_queue_abandon(&worker->queue);
 	(void) sentdm_slot_leave(worker->slot, false, DT_NOEND);
 	proc_exit(0);
 }

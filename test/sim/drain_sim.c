@@ -1834,7 +1834,7 @@ next_wake(void)
 
 	if (anything_to_settle())
 		wake_at = min64(wake_at, worker->ended_at + SETTLE_WITHIN);
-	if (worker->n_ready > 0)
+	if (worker->n_ready > 0 && worker->ready[0].taken_at != NEVER)
 		wake_at = min64(wake_at, worker->ready[0].taken_at + LONGEST_AHEAD);
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{

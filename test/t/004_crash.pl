@@ -166,6 +166,32 @@ $seconds = Time::HiRes::time() - $began;
 cmp_ok($seconds, '<', 8, sprintf 'a fast shutdown does not wait for an answer that does not come (%.1f s)', $seconds);
 $t->node->start;
 exactly_once('the server was shut down while a request hung');
+
+# Workers that end in order do not make a message suspect of killing them.
+{
+	$number++;
+	my $id = $t->send(sprintf q{'+1555%07d', body => 'x'}, $number);
+
+	$t->all_become('accepted', "id = '$id'", 'a worker runs');
+	$number++;
+	$t->faults({ action => 'hang', times => -1, match => { to => sprintf('+1555%07d', $number) } });
+	$id = $t->send(sprintf q{'+1555%07d', body => 'x'}, $number);
+	foreach my $turn (1 .. 3)
+	{
+		wait_until { ($t->summary->{faults}{hang} || 0) >= $turn } 'a request hangs';
+		my $pid = $t->worker_pid;
+
+		$t->sql("SELECT pg_terminate_backend($pid, 60000)");
+	}
+	wait_until { $t->summary->{faults}{hang} > 3 } 'and once more';
+	is($t->sql("SELECT crashes FROM sentdm.outbox WHERE message_id = '$id'"), 0, 'who was asked to end has not crashed');
+	is($t->sql("BEGIN; SELECT sentdm_cancel('$id'); SELECT mode FROM pg_locks WHERE relation = 'sentdm.outbox'::regclass AND pid = pg_backend_pid(); COMMIT"),
+		"f\nAccessShareLock", 'to try to cancel what the worker has locks nothing');
+	$t->faults();
+	$t->node->stop('fast');
+	$t->node->start;
+	exactly_once('workers were asked to end while a request hung');
+}
 $t->set('sentdm.request_timeout' => undef);
 
 foreach my $setting ('SET synchronous_commit = on;', 'SET synchronous_commit = off;')
