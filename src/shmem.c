@@ -306,7 +306,7 @@ sentdm_slot_leave(SentdmSlot *slot, bool cleanly, TimestampTz next_due)
 	bool		left = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (!cleanly || pg_atomic_read_u32(&slot->work) == 0)
+	if (!cleanly || next_due == DT_NOBEGIN || pg_atomic_read_u32(&slot->work) == 0)
 	{
 		slot->worker_proc = -1;
 		slot->left_cleanly = cleanly;

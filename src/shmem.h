@@ -120,8 +120,10 @@ extern void sentdm_slot_ask_to_leave(SentdmSlot *slot);
 extern bool sentdm_slot_attach(SentdmSlot *slot);
 
 /*
- * The worker leaves.  cleanly: there is no work before next_due; refused (false)
- * when something was committed in the meantime, so that no wake-up is lost.
+ * The worker leaves.  cleanly: there is no work before next_due (DT_NOBEGIN: let
+ * the next one start at once); refused (false) when something was committed in
+ * the meantime, so that no wake-up is lost.  Not cleanly: the launcher waits for a
+ * while, longer each time, before it starts another.
  */
 extern bool sentdm_slot_leave(SentdmSlot *slot, bool cleanly, TimestampTz next_due);
 

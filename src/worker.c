@@ -309,7 +309,8 @@ shut_down(Worker *worker)
 	sentdm_http_destroy(flight->http);
 	if (flight->under_way > 0)
 		sentdm_queue_abandon(&worker->queue);
-	(void) sentdm_slot_leave(worker->slot, false, DT_NOEND);
+	/* Whoever asked us to end did not mean that nothing is to be sent. */
+	(void) sentdm_slot_leave(worker->slot, true, DT_NOBEGIN);
 	proc_exit(0);
 }
 

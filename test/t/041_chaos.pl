@@ -49,12 +49,13 @@ sub ends_well
 	return $summary;
 }
 
-# Another account, and another worker: nobody remembers what Sent answered.
+# Another worker, and then another account, as a worker takes with it what it has
+# learned: nobody remembers what Sent answered.
 sub forget
 {
-	$t->set('sentdm.idle_timeout' => '10ms', 'sentdm.api_key' => 'a-key-for-tests-' . (1000000 + ++$accounts));
+	$t->set('sentdm.idle_timeout' => '10ms');
 	wait_until { !$t->worker_pid } 'the worker left';
-	$t->set('sentdm.idle_timeout' => undef);
+	$t->set('sentdm.idle_timeout' => undef, 'sentdm.api_key' => 'a-key-for-tests-' . (1000000 + ++$accounts));
 	return;
 }
 
