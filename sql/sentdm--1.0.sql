@@ -35,6 +35,8 @@ CREATE TABLE sentdm.messages (
 );
 CREATE UNIQUE INDEX messages_unique_key ON sentdm.messages (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX messages_tag ON sentdm.messages (tag) WHERE tag IS NOT NULL;
+-- Ids are in the order of time, so that most messages need no index on a time.
+CREATE INDEX messages_send_at ON sentdm.messages (send_at, id) WHERE send_at IS NOT NULL;
 CREATE INDEX messages_problem ON sentdm.messages (id) WHERE state IN ('failed', 'uncertain');
 
 COMMENT ON TABLE sentdm.messages IS 'one row per message, kept until the retention time is over';
@@ -222,11 +224,26 @@ COMMENT ON TABLE sentdm.webhooks IS 'endpoints at Sent that post their events to
 COMMENT ON COLUMN sentdm.webhooks.id IS 'Sent''s id of the endpoint';
 COMMENT ON COLUMN sentdm.webhooks.url IS 'where Sent posts to';
 COMMENT ON COLUMN sentdm.webhooks.registered_at IS 'when it was made or taken over';
-COMMENT ON COLUMN sentdm.webhooks.backfilled_until IS 'events before this time are here, received or fetched from Sent''s log';
+COMMENT ON COLUMN sentdm.webhooks.backfilled_until IS 'up to this time, what Sent could not post was fetched from its log';
 COMMENT ON COLUMN sentdm.webhooks.checked_at IS 'when the worker looked at it last';
 COMMENT ON COLUMN sentdm.webhooks.active IS 'whether Sent posts to it: after ten failures in a row it does not';
 COMMENT ON COLUMN sentdm.webhooks.failures IS 'events in a row that could not be posted';
 COMMENT ON COLUMN sentdm.webhooks.trouble IS 'what the worker found wrong with it; NULL: nothing';
+
+CREATE TABLE sentdm.refreshes (
+	scheduled boolean,
+	pass integer,
+	send_at timestamptz NOT NULL,
+	message_id uuid NOT NULL,
+	sent_id uuid NOT NULL,
+	PRIMARY KEY (scheduled, pass)
+);
+COMMENT ON TABLE sentdm.refreshes IS 'how far the worker has asked for statuses that no receipt brought; never dumped';
+COMMENT ON COLUMN sentdm.refreshes.scheduled IS 'of messages with a send_at, in the order of it; else of the others, in the order of their ids';
+COMMENT ON COLUMN sentdm.refreshes.pass IS 'at sentdm.refresh_after times 1, 4, 16, 64 and 256';
+COMMENT ON COLUMN sentdm.refreshes.send_at IS 'of the message ...';
+COMMENT ON COLUMN sentdm.refreshes.message_id IS '... up to which it has asked, ...';
+COMMENT ON COLUMN sentdm.refreshes.sent_id IS '... and up to which of its recipients';
 
 CREATE TABLE sentdm.sender (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -709,10 +726,17 @@ FROM sentdm.sender s, LATERAL (
 		AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id)) AS h
 WHERE h.held > 0
 UNION ALL
+SELECT 'webhook', NULL, w.checked_at, NULL, pg_catalog.format('webhook %s: %s', w.id, w.trouble),
+	CASE WHEN w.active IS FALSE AND w.trouble = 'Sent has disabled it'
+		THEN pg_catalog.format('Put the receiver right, then: SELECT sentdm_api(''PATCH'', ''/v3/webhooks/%s/toggle-status'', ''{"is_active": true}'');', w.id)
+		WHEN w.active THEN 'Look at the receiver and its log.'
+		ELSE pg_catalog.format('If it is gone for good: DELETE FROM sentdm.webhooks WHERE id = %L;', w.id) END
+FROM sentdm.webhooks w WHERE w.trouble IS NOT NULL
+UNION ALL
 SELECT 'not enabled', NULL, NULL, NULL, 'sending is not enabled in this database', 'SELECT sentdm_enable();'
 WHERE NOT EXISTS (SELECT FROM sentdm.sender s WHERE s.enabled);
 COMMENT ON VIEW sentdm.problems IS 'what a person must look at, with the command that helps';
-COMMENT ON COLUMN sentdm.problems.problem IS 'failed, uncertain, paused, fenced, held or not enabled';
+COMMENT ON COLUMN sentdm.problems.problem IS 'failed, uncertain, paused, fenced, held, webhook or not enabled';
 COMMENT ON COLUMN sentdm.problems.message_id IS 'the message; NULL: it is about all of them';
 COMMENT ON COLUMN sentdm.problems.since IS 'since when';
 COMMENT ON COLUMN sentdm.problems.error_code IS 'code of the error, or kind of the pause';
@@ -905,6 +929,11 @@ UNION ALL
 SELECT 'access', count(*) = 0, coalesce((array_agg(format('%s has %s on %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
 		a.privilege_type, a.name) ORDER BY a.grantee, a.name, a.privilege_type))[1], 'nothing is open to PUBLIC, and only functions write')
 FROM sentdm.excess_grants() a
+UNION ALL
+SELECT 'webhook endpoint', bool_and(w.trouble IS NULL) IS NOT FALSE,
+	coalesce(string_agg(format('%s: %s', w.id, w.trouble), '; ' ORDER BY w.id) FILTER (WHERE w.trouble IS NOT NULL),
+		CASE WHEN count(*) = 0 THEN 'none was registered from here' ELSE format('%s, last looked at %s', count(*), coalesce(min(w.checked_at)::text, 'never')) END)
+FROM sentdm.webhooks w
 $$;
 REVOKE ALL ON FUNCTION sentdm_health() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? One row for each check';
@@ -1071,6 +1100,36 @@ REVOKE ALL ON FUNCTION sentdm_opt_out(text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_opt_out(text, boolean)
 IS 'note that somebody does not want messages, or with false wants them again; Sent is not told';
 
+CREATE FUNCTION sentdm.apply_events(events jsonb[]) RETURNS void
+AS 'MODULE_PATHNAME', 'sentdm_apply_events' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm.apply_events(jsonb[]) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.apply_events(jsonb[]) IS 'internal: apply statuses by the rule for webhook events, without recording them';
+
+CREATE FUNCTION sentdm.apply_answers(answers jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	-- Each step that the message took is an event; the status itself may be ahead of them.
+	PERFORM sentdm.apply_events(ARRAY(
+		SELECT jsonb_build_object('field', 'message', 'event', 'message.' || lower(s.step ->> 'status'), 'payload',
+			jsonb_build_object('message_id', a ->> 'sent_id', 'message_status', s.step ->> 'status',
+				'channel', a #>> '{answer,channel}', 'updated_at', s.step ->> 'timestamp',
+				'reason_code', s.step ->> 'reason_code', 'reason', s.step ->> 'reason'))
+		FROM jsonb_array_elements(answers) AS a, LATERAL (
+			SELECT * FROM jsonb_array_elements(CASE jsonb_typeof(a #> '{answer,events}') WHEN 'array' THEN a #> '{answer,events}' ELSE '[]' END)
+			UNION ALL SELECT a -> 'answer') AS s(step)
+		WHERE jsonb_typeof(s.step -> 'status') = 'string'));
+	-- In the same order as above, where all of these rows were locked.
+	UPDATE sentdm.deliveries d SET price = p.price
+	FROM (SELECT (a ->> 'sent_id')::uuid AS sent_id, (a #>> '{answer,price}')::numeric AS price
+		FROM jsonb_array_elements(answers) AS a WHERE a #>> '{answer,price}' ~ '^[0-9]{1,9}(\.[0-9]{1,9})?$' ORDER BY 1) AS p
+	WHERE d.sent_id = p.sent_id AND d.price IS DISTINCT FROM p.price;
+END $$;
+REVOKE ALL ON FUNCTION sentdm.apply_answers(jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm.apply_answers(jsonb)
+IS 'internal: apply what the API answered about messages: an array of {sent_id, answer}';
+
 CREATE FUNCTION sentdm_refresh(message_id uuid) RETURNS SETOF sentdm.deliveries
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1086,18 +1145,7 @@ BEGIN
 		answers := answers || jsonb_build_array(jsonb_build_object('sent_id', id,
 			'answer', @extschema@.sentdm_api('GET', '/v3/messages/' || id)));
 	END LOOP;
-	UPDATE sentdm.deliveries d
-	SET status = lower(n.answer ->> 'status'), status_at = coalesce(n.at, d.status_at),
-		reason_code = n.answer ->> 'reason_code', reason = n.answer ->> 'reason',
-		price = coalesce((n.answer ->> 'price')::numeric, d.price),
-		channel = coalesce(d.channel, lower(n.answer ->> 'channel'))
-	FROM (SELECT (a ->> 'sent_id')::uuid AS sent_id, a -> 'answer' AS answer,
-			(SELECT max((e ->> 'timestamp')::timestamptz)
-			FROM jsonb_array_elements(CASE jsonb_typeof(a #> '{answer,events}') WHEN 'array' THEN a #> '{answer,events}' ELSE '[]' END) e) AS at
-		FROM jsonb_array_elements(answers) a) n
-	WHERE d.sent_id = n.sent_id AND n.answer ->> 'status' IS NOT NULL
-		-- a receipt that came in meanwhile may know more
-		AND (d.status_at IS NULL OR n.at IS NULL OR n.at >= date_trunc('second', d.status_at));
+	PERFORM sentdm.apply_answers(answers);
 	RETURN QUERY SELECT * FROM sentdm.deliveries d WHERE d.message_id = $1;
 END $$;
 REVOKE ALL ON FUNCTION sentdm_refresh(uuid) FROM PUBLIC;

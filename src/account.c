@@ -156,27 +156,37 @@ sentdm_account_key_is_due(const SentdmAccount *account)
 		TimestampDifferenceExceeds(account->key_read_at, GetCurrentTimestamp(), KEY_POLL_MS);
 }
 
-void
-sentdm_account_open_http(SentdmAccount *account)
+SentdmHttp *
+sentdm_account_http(int max_in_flight)
 {
-	SentdmFlight *flight = account->flight;
 	SentdmHttpOptions options;
+	SentdmHttp *http;
 
-	sentdm_http_destroy(flight->http);
 	/* With an unusable URL nothing is sent: reading the key pauses for it. */
 	options.base_url = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http) ?
 		"https://api.sent.dm" : sentdm_base_url;
 	options.ca_file = sentdm_ca_file;
 	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_VERSION;
 	options.insecure_http = sentdm_allow_insecure_http;
-	options.max_in_flight = sentdm_max_in_flight;
+	options.max_in_flight = max_in_flight;
 	options.connect_timeout_ms = sentdm_connect_timeout_ms;
 	options.request_timeout_ms = sentdm_request_timeout_ms;
-	flight->http = sentdm_http_create(&options);
-	if (flight->http == NULL)
+	http = sentdm_http_create(&options);
+	if (http == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize the HTTP client")));
+	return http;
+}
+
+void
+sentdm_account_open_http(SentdmAccount *account)
+{
+	SentdmFlight *flight = account->flight;
+
+	sentdm_http_destroy(flight->http);
+	flight->http = NULL;
+	flight->http = sentdm_account_http(sentdm_max_in_flight);
 	account->address_hash = hash_of_address();
 	/* At the start the key comes next. */
 	if (flight->access_hash != 0)

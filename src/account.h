@@ -43,7 +43,10 @@ extern bool sentdm_account_paused_for_key(const SentdmAccount *account);
  */
 extern void sentdm_account_hear(SentdmAccount *account);
 
-/* A new HTTP client under the present settings; nothing may be under way. */
+/* An HTTP client under the present settings; raises an error when out of memory. */
+extern SentdmHttp *sentdm_account_http(int max_in_flight);
+
+/* A new one for the flight; nothing may be under way. */
 extern void sentdm_account_open_http(SentdmAccount *account);
 
 /* Take over what sentdm.sender says, which was just read into account->sender. */

@@ -692,6 +692,14 @@ sentdm_drain_ready_us(const SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 }
 
 void
+sentdm_drain_spend(SentdmDrain *drain, int64_t now_us)
+{
+	refill_all(drain, now_us);
+	if (is_limited(&drain->settings.requests))
+		drain->rates.requests.tokens -= 1;
+}
+
+void
 sentdm_drain_started(SentdmDrain *drain, int recipients, int64_t now_us)
 {
 	refill_all(drain, now_us);

@@ -193,6 +193,12 @@ extern SentdmDecision sentdm_drain_admit(const SentdmDrain *drain, const SentdmA
 extern void sentdm_drain_started(SentdmDrain *drain, int recipients, int64_t now_us);
 
 /*
+ * A request was started that is not a message's, and that nobody reports the end
+ * of: it only counts for the rate.
+ */
+extern void sentdm_drain_spend(SentdmDrain *drain, int64_t now_us);
+
+/*
  * A request came to an end: what becomes of the message, and what the drainer
  * learns from it.  now_unix is wall clock seconds (for quotas only).
  */

@@ -502,18 +502,21 @@ free_answer(SentdmAnswer *answer)
 }
 
 void
+sentdm_flight_settled_last(SentdmFlight *flight)
+{
+	SentdmOutcome *outcome = &flight->outcomes[--flight->n_outcomes];
+
+	if (outcome->message->crashes > 1 && flight->suspects > 0 &&
+		outcome->decision.action != SENTDM_DO_RELEASE)
+		flight->suspects--;
+	flight->n_sent -= outcome->answer.n_sent;
+	free_answer(&outcome->answer);
+	pfree(outcome->message);
+}
+
+void
 sentdm_flight_settled(SentdmFlight *flight)
 {
-	for (int i = 0; i < flight->n_outcomes; i++)
-	{
-		SentdmOutcome *outcome = &flight->outcomes[i];
-
-		if (outcome->message->crashes > 1 && flight->suspects > 0 &&
-			outcome->decision.action != SENTDM_DO_RELEASE)
-			flight->suspects--;
-		free_answer(&outcome->answer);
-		pfree(outcome->message);
-	}
-	flight->n_outcomes = 0;
-	flight->n_sent = 0;
+	while (flight->n_outcomes > 0)
+		sentdm_flight_settled_last(flight);
 }

@@ -65,7 +65,8 @@ extern void sentdm_flight_release(SentdmFlight *flight);
 /* Turn the answers that have come in into outcomes. */
 extern void sentdm_flight_collect(SentdmFlight *flight);
 
-/* The outcomes are stored: forget them. */
+/* The outcomes are stored, or the last one of them is: forget them, or it. */
 extern void sentdm_flight_settled(SentdmFlight *flight);
+extern void sentdm_flight_settled_last(SentdmFlight *flight);
 
 #endif							/* SENTDM_FLIGHT_H */

@@ -19,6 +19,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "notify.h"
 #include "outbox.h"
 #include "sql.h"
 
@@ -329,43 +330,43 @@ settle_parts(Datum *values)
 		"WHERE r.part <> 0 AND r.state <> 'accepted'",
 		ENDED_ARGS
 	};
-	static SentdmStatement conclude = {
-		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
-		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
-		"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
-		" whole AS (SELECT DISTINCT ON (id) e.* FROM ended e"
-		"  WHERE NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = e.id AND NOT EXISTS"
-		"    (SELECT FROM ended x WHERE x.id = o.message_id AND x.part = o.part)) ORDER BY id, part) "
-		"UPDATE sentdm.messages m SET finished_at = pg_catalog.now(), attempts = w.attempts,"
-		"  http_status = w.http_status, error_code = w.error_code, error = w.error, request_id = w.request_id,"
-		"  state = CASE"
-		"    WHEN w.state = 'uncertain' OR EXISTS (SELECT FROM sentdm.deliveries d"
-		"      WHERE d.message_id = m.id AND d.sent_id IS NULL AND d.status = 'uncertain') THEN 'uncertain'"
-		"    WHEN w.state = 'accepted' OR EXISTS (SELECT FROM sentdm.deliveries d"
-		"      WHERE d.message_id = m.id AND d.sent_id IS NOT NULL) THEN 'accepted'"
-		"    ELSE w.state END "
-		"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
-		ENDED_ARGS
-	};
+	static SentdmNotifying conclude = {{
+			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
+			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
+			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
+			" whole AS (SELECT DISTINCT ON (id) e.* FROM ended e"
+			"  WHERE NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = e.id AND NOT EXISTS"
+			"    (SELECT FROM ended x WHERE x.id = o.message_id AND x.part = o.part)) ORDER BY id, part) "
+			"UPDATE sentdm.messages m SET finished_at = pg_catalog.now(), attempts = w.attempts,"
+			"  http_status = w.http_status, error_code = w.error_code, error = w.error, request_id = w.request_id,"
+			"  state = CASE"
+			"    WHEN w.state = 'uncertain' OR EXISTS (SELECT FROM sentdm.deliveries d"
+			"      WHERE d.message_id = m.id AND d.sent_id IS NULL AND d.status = 'uncertain') THEN 'uncertain'"
+			"    WHEN w.state = 'accepted' OR EXISTS (SELECT FROM sentdm.deliveries d"
+			"      WHERE d.message_id = m.id AND d.sent_id IS NOT NULL) THEN 'accepted'"
+			"    ELSE w.state END "
+			"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
+			ENDED_ARGS
+	}, "m.id, m.state"};
 
 	sentdm_execute(&note, values, NULL);
-	sentdm_execute(&conclude, values, NULL);
+	sentdm_execute_notifying(&conclude, values);
 }
 
 /* Messages that came to an end, one way or another. */
 static void
 settle_ended(Columns *c)
 {
-	static SentdmStatement end = {
-		.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
-		" gone AS (DELETE FROM sentdm.outbox o USING ended e"
-		"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
-		"UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
-		"  finished_at = pg_catalog.now(), http_status = e.http_status,"
-		"  error_code = e.error_code, error = e.error, request_id = e.request_id "
-		"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
-		ENDED_ARGS
-	};
+	static SentdmNotifying end = {{
+			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
+			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
+			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
+			"UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
+			"  finished_at = pg_catalog.now(), http_status = e.http_status,"
+			"  error_code = e.error_code, error = e.error, request_id = e.request_id "
+			"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
+			ENDED_ARGS
+	}, "m.id, m.state"};
 	Datum		values[8];
 
 	if (c->n == 0)
@@ -378,7 +379,7 @@ settle_ended(Columns *c)
 	values[5] = sentdm_array(c->error_code, c->no_error_code, c->n, TEXTOID);
 	values[6] = sentdm_array(c->error, c->no_error, c->n, TEXTOID);
 	values[7] = sentdm_array(c->request_id, c->no_request_id, c->n, TEXTOID);
-	sentdm_execute(&end, values, NULL);
+	sentdm_execute_notifying(&end, values);
 	if (c->parts)
 		settle_parts(values);
 }
@@ -474,18 +475,18 @@ settle_splits(Columns *c)
 static void
 settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
 {
-	static SentdmStatement insert = {
-		.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
-		"SELECT DISTINCT ON (sent_id) sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
-		" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel)"
-		" ORDER BY sent_id "
-		"ON CONFLICT (sent_id) DO UPDATE SET message_id = excluded.message_id,"
-		"  recipient = coalesce(excluded.recipient, d.recipient),"
-		"  channel = coalesce(d.channel, excluded.channel) "
-		"WHERE d.message_id IS NULL",
-		.nargs = 4,
-		.types = {UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
-	};
+	static SentdmNotifying insert = {{
+			.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
+			"SELECT DISTINCT ON (sent_id) sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
+			" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel)"
+			" ORDER BY sent_id "
+			"ON CONFLICT (sent_id) DO UPDATE SET message_id = excluded.message_id,"
+			"  recipient = coalesce(excluded.recipient, d.recipient),"
+			"  channel = coalesce(d.channel, excluded.channel) "
+			"WHERE d.message_id IS NULL",
+			.nargs = 4,
+			.types = {UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+	}, "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"};
 	Datum		values[4];
 	Datum	   *columns[4];
 	int			n = 0;
@@ -514,7 +515,7 @@ settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
 	values[1] = sentdm_array(columns[1], NULL, n, UUIDOID);
 	values[2] = sentdm_array(columns[2], NULL, n, TEXTOID);
 	values[3] = sentdm_array(columns[3], NULL, n, TEXTOID);
-	sentdm_execute(&insert, values, NULL);
+	sentdm_execute_notifying(&insert, values);
 }
 
 void

@@ -13,7 +13,9 @@
 #include <limits.h>
 
 #include "commands/extension.h"
+#include "utils/builtins.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "clock.h"
 #include "failpoint.h"
@@ -263,6 +265,54 @@ take_claimed(SentdmQueue *queue)
 		queue->body_bytes = (queue->flight->ready_bytes - bytes) / queue->n_claimed;
 }
 
+static void
+settle_last_body(void *arg)
+{
+	SentdmFlight *flight = ((SentdmQueue *) arg)->flight;
+
+	sentdm_outbox_settle(&flight->outcomes[flight->n_outcomes - 1], 1);
+	sentdm_commit_may_be_lost();
+}
+
+static void
+settle_last_without_triggers_body(void *arg)
+{
+	sentdm_without_triggers(false);
+	settle_last_body(arg);
+}
+
+/*
+ * A trigger of the user's that raises an error must cost no more than its own
+ * effect: the outcomes are stored one by one, and the one that it refuses without
+ * it.  What may pass is left to the next exchange.
+ */
+static void
+settle_one_by_one(SentdmQueue *queue)
+{
+	SentdmFlight *flight = queue->flight;
+
+	while (flight->n_outcomes > 0)
+	{
+		const SentdmMessage *message = flight->outcomes[flight->n_outcomes - 1].message;
+
+		if (!sentdm_transact(&queue->backoff, settle_last_body, queue))
+		{
+			int			sqlstate = queue->backoff.sqlstate;
+
+			if (sentdm_error_may_pass(sqlstate) ||
+				!sentdm_transact(&queue->backoff, settle_last_without_triggers_body, queue))
+				return;
+			ereport(WARNING,
+					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+					 errmsg("the outcome of message %s was stored without firing triggers, because one raised an error (SQLSTATE %s)",
+							DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&message->id))),
+							unpack_sql_state(sqlstate)),
+					 errhint("Look at your triggers on the tables of sentdm.")));
+		}
+		sentdm_flight_settled_last(flight);
+	}
+}
+
 static bool
 exchange(SentdmQueue *queue)
 {
@@ -272,6 +322,8 @@ exchange(SentdmQueue *queue)
 	{
 		/* What it found out about the queue is not so, either. */
 		sentdm_queue_look(queue, DT_NOBEGIN);
+		if (!sentdm_error_may_pass(queue->backoff.sqlstate))
+			settle_one_by_one(queue);
 		return false;
 	}
 	if (queue->n_claimed > 0)

@@ -13,14 +13,19 @@
 
 #include <openssl/sha.h>
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "notify.h"
 #include "receipt.h"
 #include "sql.h"
 #include "status.h"
+#include "transact.h"
 
 /* An array has to fit into 1 GB, and jsonb may be several times its text. */
 #define MAX_STATEMENT_BYTES (256 * 1024 * 1024)
@@ -60,15 +65,22 @@ set_text(Columns *columns, int c, const char *string)
 	set_column(columns, c, string ? CStringGetTextDatum(string) : (Datum) 0, string == NULL);
 }
 
-/* Run a statement whose arguments are one-dimensional arrays of these types. */
-static uint64
+/* The columns as one-dimensional arrays of these types. */
+static void
+columns_to_arrays(const Columns *columns, const Oid *types, int ncolumns, Datum *arrays)
+{
+	for (int c = 0; c < ncolumns; c++)
+		arrays[c] = sentdm_array(columns->values[c], columns->nulls[c], columns->nrows, types[c]);
+}
+
+/* Run a statement whose arguments are such arrays. */
+static void
 execute_columns(SentdmStatement *statement, const Columns *columns, const Oid *types)
 {
 	Datum		values[MAX_COLUMNS];
 
-	for (int c = 0; c < statement->nargs; c++)
-		values[c] = sentdm_array(columns->values[c], columns->nulls[c], columns->nrows, types[c]);
-	return sentdm_execute(statement, values, NULL);
+	columns_to_arrays(columns, types, statement->nargs, values);
+	sentdm_execute(statement, values, NULL);
 }
 
 /* The API's log of events has what a payload says, but not its bytes. */
@@ -245,8 +257,7 @@ store_events(SentdmReceipt **sorted, int n, bool count_known)
 static bool
 has_status(const SentdmReceipt *receipt)
 {
-	return receipt->id != 0 && !receipt->duplicate &&
-		receipt->event.has_sent_id && receipt->event.status != NULL;
+	return !receipt->duplicate && receipt->event.has_sent_id && receipt->event.status != NULL;
 }
 
 /* Order by message; of the same message, by arrival. */
@@ -337,26 +348,28 @@ add_status(Columns *columns, SentdmReceipt **same, int n)
 static void
 apply_statuses(const Columns *columns)
 {
-	static SentdmStatement apply = {
-		.sql = "INSERT INTO sentdm.deliveries AS d"
-		" (sent_id, recipient, channel, status, status_at, reason_code, reason)"
-		" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) "
-		"ON CONFLICT (sent_id) DO UPDATE SET"
-		"  recipient = coalesce(d.recipient, excluded.recipient),"
-		"  channel = coalesce(excluded.channel, d.channel),"
-		"  status = excluded.status,"
-		"  status_at = coalesce(excluded.status_at, d.status_at),"
-		"  reason_code = excluded.reason_code,"
-		"  reason = excluded.reason "
-		"WHERE excluded.status_at > coalesce(d.status_at, '-infinity')"
-		"  OR (coalesce(excluded.status_at, d.status_at) IS NOT DISTINCT FROM d.status_at"
-		"    AND sentdm.status_rank(excluded.status) > sentdm.status_rank(d.status))",
-		.nargs = 7,
-		.types = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID}
-	};
+	static SentdmNotifying apply = {{
+			.sql = "INSERT INTO sentdm.deliveries AS d"
+			" (sent_id, recipient, channel, status, status_at, reason_code, reason)"
+			" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) "
+			"ON CONFLICT (sent_id) DO UPDATE SET"
+			"  recipient = coalesce(d.recipient, excluded.recipient),"
+			"  channel = coalesce(excluded.channel, d.channel),"
+			"  status = excluded.status,"
+			"  status_at = coalesce(excluded.status_at, d.status_at),"
+			"  reason_code = excluded.reason_code,"
+			"  reason = excluded.reason "
+			"WHERE excluded.status_at > coalesce(d.status_at, '-infinity')"
+			"  OR (coalesce(excluded.status_at, d.status_at) IS NOT DISTINCT FROM d.status_at"
+			"    AND sentdm.status_rank(excluded.status) > sentdm.status_rank(d.status))",
+			.nargs = 7,
+			.types = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+			TEXTARRAYOID, TEXTARRAYOID}
+	}, "d.message_id, d.status"};
+	Datum		values[MAX_COLUMNS];
 
-	execute_columns(&apply, columns, status_types);
+	columns_to_arrays(columns, status_types, lengthof(status_types), values);
+	sentdm_execute_notifying(&apply, values);
 }
 
 /*
@@ -387,9 +400,23 @@ apply_turn(SentdmReceipt **sorted, int n)
 	return left;
 }
 
-/* Apply the statuses of new events. */
+/* Leave out those that are there already, uncounted; returns how many are left. */
+static int
+keep_stored(SentdmReceipt **receipts, int n)
+{
+	int			count = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (receipts[i]->id != 0)
+			receipts[count++] = receipts[i];
+	}
+	return count;
+}
+
+/* Apply the statuses of those receipts that change one. */
 static void
-apply_new_statuses(SentdmReceipt **receipts, int n)
+apply_all_statuses(SentdmReceipt **receipts, int n)
 {
 	int			count = 0;
 
@@ -439,7 +466,7 @@ apply_consents(SentdmReceipt **receipts, int n)
 	allocate_columns(&columns, apply.nargs, n);
 	for (int i = 0; i < n; i++)
 	{
-		if (receipts[i]->id != 0 && !receipts[i]->duplicate &&
+		if (!receipts[i]->duplicate &&
 			receipts[i]->event.consent != SENTDM_CONSENT_UNKNOWN)
 			add_consent(&columns, &receipts[i]->event);
 	}
@@ -447,13 +474,15 @@ apply_consents(SentdmReceipt **receipts, int n)
 		execute_columns(&apply, &columns, optout_types);
 }
 
-void
-sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known)
+/* What is done with receipts; count_known is for the first. */
+typedef void (*Work) (SentdmReceipt *receipts, int n, bool count_known);
+
+static void
+record(SentdmReceipt *receipts, int n, bool count_known)
 {
 	SentdmReceipt **sorted;
+	int			count;
 
-	if (n == 0)
-		return;
 	SPI_connect();
 	sorted = palloc(n * sizeof(SentdmReceipt *));
 	for (int i = 0; i < n; i++)
@@ -465,7 +494,103 @@ sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known)
 	qsort(sorted, n, sizeof(SentdmReceipt *), compare_keys);
 	for (int stored = 0; stored < n;)
 		stored += store_events(sorted + stored, n - stored, count_known);
-	apply_consents(sorted, n);
-	apply_new_statuses(sorted, n);
+	count = keep_stored(sorted, n);
+	apply_consents(sorted, count);
+	apply_all_statuses(sorted, count);
 	SPI_finish();
+}
+
+static void
+apply(SentdmReceipt *receipts, int n, bool count_known)
+{
+	SentdmReceipt **pointers;
+
+	SPI_connect();
+	pointers = palloc(n * sizeof(SentdmReceipt *));
+	for (int i = 0; i < n; i++)
+		pointers[i] = &receipts[i];
+	apply_all_statuses(pointers, n);
+	SPI_finish();
+}
+
+/*
+ * Do the work in a subtransaction; returns the SQLSTATE of the error that undid
+ * it, 0 for none.  Errors that pass by themselves are the caller's.
+ */
+static int
+try_work(Work work, SentdmReceipt *receipts, int n, bool count_known, bool without_triggers)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	int			sqlstate;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		int			level = NewGUCNestLevel();
+
+		if (without_triggers)
+			sentdm_without_triggers(true);
+		work(receipts, n, count_known);
+		AtEOXact_GUC(true, level);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return 0;
+	sqlstate = error->sqlerrcode;
+	if (sentdm_error_may_pass(sqlstate) || without_triggers)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return sqlstate;
+}
+
+/*
+ * Do the work for all receipts at once.  A trigger of the user's that raises an
+ * error must cost no more than its own effect: then it is done one by one, and
+ * for the one that the trigger refuses, without it.
+ */
+static void
+work_through(Work work, SentdmReceipt *receipts, int n, bool count_known)
+{
+	if (n == 0 || try_work(work, receipts, n, count_known, false) == 0)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		int			sqlstate = try_work(work, &receipts[i], 1, count_known, false);
+
+		if (sqlstate == 0)
+			continue;
+		(void) try_work(work, &receipts[i], 1, count_known, true);
+		ereport(WARNING,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("an event of message %s was stored without firing triggers, because one raised an error (SQLSTATE %s)",
+						receipts[i].event.has_sent_id ?
+						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&receipts[i].event.sent_id))) : "?",
+						unpack_sql_state(sqlstate)),
+				 errhint("Look at your triggers on the tables of sentdm.")));
+	}
+}
+
+void
+sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known)
+{
+	work_through(record, receipts, n, count_known);
+}
+
+void
+sentdm_receipts_apply(SentdmReceipt *receipts, int n)
+{
+	work_through(apply, receipts, n, false);
 }

@@ -34,9 +34,12 @@ extern void sentdm_receipt_set_key(SentdmReceipt *receipt);
 /*
  * Store new events, and apply their statuses and opt-outs.  Those that are there
  * already are counted as duplicates, or with count_known false left alone, their
- * id 0.  Needs a transaction; SPI is handled inside.  Memory of the current
+ * id 0.  An error of a user's trigger is a WARNING.  Needs a transaction; SPI is handled inside.  Memory of the current
  * context is used.
  */
 extern void sentdm_receipts_record(SentdmReceipt *receipts, int n, bool count_known);
+
+/* Only apply what they say about messages, likewise. */
+extern void sentdm_receipts_apply(SentdmReceipt *receipts, int n);
 
 #endif							/* SENTDM_RECEIPT_H */

@@ -18,6 +18,7 @@
 
 #include "compat.h"
 #include "secret.h"
+#include "send.h"
 #include "sentdm.h"
 #include "sql.h"
 
@@ -257,6 +258,8 @@ sentdm_set_webhook_secret(PG_FUNCTION_ARGS)
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
 	store_secret(values, nulls);
+	/* Perhaps of a webhook that the worker is to look after. */
+	sentdm_control_at_commit();
 
 	error_context_stack = hide.previous;
 	PG_RETURN_VOID();

@@ -80,6 +80,8 @@ int			sentdm_on_opt_out = SENTDM_OPT_OUT_SKIP;
 int			sentdm_idle_timeout_ms;
 bool		sentdm_notify;
 bool		sentdm_log_requests;
+bool		sentdm_reactivate_webhook;
+int			sentdm_check_webhook_s;
 bool		sentdm_preloaded = false;
 
 /* What SHOW sees (stars), and the text behind it. */
@@ -376,6 +378,12 @@ define_receipt_settings(void)
 	DefineCustomIntVariable("sentdm.refresh_after",
 							"Ask the API for messages that have no receipt after so long; 0: never.", NULL,
 							&sentdm_refresh_after_s, 900, 0, 30 * 86400, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("sentdm.check_webhook",
+							"Look so often whether Sent still posts to the webhooks registered here; 0: never.", NULL,
+							&sentdm_check_webhook_s, 300, 0, 86400, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomBoolVariable("sentdm.reactivate_webhook",
+							 "Have Sent post to a webhook again that it disabled after failures.", NULL,
+							 &sentdm_reactivate_webhook, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
 void

@@ -50,6 +50,8 @@ extern int	sentdm_on_opt_out;
 extern int	sentdm_idle_timeout_ms;
 extern bool sentdm_notify;
 extern bool sentdm_log_requests;
+extern bool sentdm_reactivate_webhook;
+extern int	sentdm_check_webhook_s;
 
 /* The name of a value of sentdm.mode; "" if it is none. */
 extern const char *sentdm_mode_name(int mode);

@@ -153,6 +153,29 @@ sentdm_wait_for_standby(void)
 	return there;
 }
 
+bool
+sentdm_error_may_pass(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):
+			return true;
+		default:
+			return false;
+	}
+}
+
+void
+sentdm_without_triggers(bool only_this_level)
+{
+	(void) set_config_option("session_replication_role", "replica", PGC_SUSET, PGC_S_SESSION,
+							 only_this_level ? GUC_ACTION_SAVE : GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /*
  * What the server says about a row may quote it; what it says about itself
  * (access rules, resources, locks, intervention, the system) does not.
@@ -190,6 +213,7 @@ note_failure(SentdmBackoff *backoff)
 	backoff->delay_ms = backoff->delay_ms == 0 ? FIRST_RETRY_MS :
 		Min(backoff->delay_ms * 2, LONGEST_RETRY_MS);
 	backoff->until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), backoff->delay_ms);
+	backoff->sqlstate = error->sqlerrcode;
 	ereport(LOG,
 			(errmsg("sentdm worker could not write to the database and tries again in %d ms: %s (SQLSTATE %s)",
 					backoff->delay_ms, loggable_message(error), unpack_sql_state(error->sqlerrcode))));

@@ -13,6 +13,7 @@ typedef struct SentdmBackoff
 {
 	int			delay_ms;		/* 0: the last transaction went well */
 	TimestampTz until;
+	int			sqlstate;		/* of the last failure */
 } SentdmBackoff;
 
 /*
@@ -48,6 +49,19 @@ extern void sentdm_commit_may_be_lost(void);
  * reason was logged without what it may quote, and the backoff was set.
  */
 extern bool sentdm_transact(SentdmBackoff *backoff, void (*body) (void *), void *arg);
+
+/*
+ * Is this the SQLSTATE of an error that passes by itself: a conflict, a lack of
+ * resources, an intervention?  Any other comes from what was written, or from a
+ * trigger of the user's, and comes again.
+ */
+extern bool sentdm_error_may_pass(int sqlstate);
+
+/*
+ * From now on, in this transaction or GUC nesting level, no trigger of the user's
+ * fires, unless it is marked ALWAYS.
+ */
+extern void sentdm_without_triggers(bool only_this_level);
 
 /* Is it too early for the next try? */
 extern bool sentdm_backing_off(const SentdmBackoff *backoff);

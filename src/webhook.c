@@ -30,6 +30,7 @@
 PG_FUNCTION_INFO_V1(sentdm_receive_webhook);
 PG_FUNCTION_INFO_V1(sentdm_receive_webhooks);
 PG_FUNCTION_INFO_V1(sentdm_record_events);
+PG_FUNCTION_INFO_V1(sentdm_apply_events);
 
 #define MAX_PAYLOAD (1024 * 1024)	/* bytes */
 
@@ -477,15 +478,13 @@ sentdm_receive_webhooks(PG_FUNCTION_ARGS)
 }
 
 /*
- * Record events that the API's log has, and that no webhook brought; returns how
- * many of them are new.  They are known to be authentic by the way they came.
+ * Events that the API told when it was asked, as receipts; returns how many.  They
+ * are known to be authentic by the way they came.
  */
 static int
-record_events(text *webhook_id, const Datum *events, const bool *nulls, int n)
+read_events(SentdmReceipt *receipts, text *webhook_id, const Datum *events, const bool *nulls, int n)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	SentdmReceipt *receipts = palloc0(Max(n, 1) * sizeof(SentdmReceipt));
-	int			counts[SENTDM_COUNTERS] = {0};
 	int			n_receipts = 0;
 
 	for (int i = 0; i < n; i++)
@@ -499,9 +498,24 @@ record_events(text *webhook_id, const Datum *events, const bool *nulls, int n)
 		receipt->webhook_id = webhook_id;
 		receipt->late = true;
 		sentdm_event_read(&receipt->event, receipt->payload, NULL, now);
-		sentdm_receipt_set_key(receipt);
 		n_receipts++;
 	}
+	return n_receipts;
+}
+
+/*
+ * Record events that the API's log has, and that no webhook brought; returns how
+ * many of them are new.
+ */
+static int
+record_events(text *webhook_id, const Datum *events, const bool *nulls, int n)
+{
+	SentdmReceipt *receipts = palloc0(Max(n, 1) * sizeof(SentdmReceipt));
+	int			counts[SENTDM_COUNTERS] = {0};
+	int			n_receipts = read_events(receipts, webhook_id, events, nulls, n);
+
+	for (int i = 0; i < n_receipts; i++)
+		sentdm_receipt_set_key(&receipts[i]);
 	sentdm_receipts_record(receipts, n_receipts, false);
 	for (int i = 0; i < n_receipts; i++)
 	{
@@ -530,4 +544,41 @@ sentdm_record_events(PG_FUNCTION_ARGS)
 	n_new = record_events(cstring_to_text(webhook_id), events, nulls, n);
 	error_context_stack = hide.previous;
 	PG_RETURN_INT64(n_new);
+}
+
+/*
+ * Apply what the API says about messages, by the rule for events, and record
+ * nothing.  Its answers know parts of a second, events do not: a status must not
+ * look later than the event about the next one.
+ */
+static void
+apply_events(const Datum *events, const bool *nulls, int n)
+{
+	SentdmReceipt *receipts = palloc0(Max(n, 1) * sizeof(SentdmReceipt));
+	int			n_receipts = read_events(receipts, NULL, events, nulls, n);
+
+	for (int i = 0; i < n_receipts; i++)
+	{
+		if (receipts[i].event.occurred_at != DT_NOBEGIN)
+			receipts[i].event.occurred_at -= receipts[i].event.occurred_at % USECS_PER_SEC;
+	}
+	sentdm_receipts_apply(receipts, n_receipts);
+}
+
+/* sentdm.apply_events(events jsonb[]) returns void */
+Datum
+sentdm_apply_events(PG_FUNCTION_ARGS)
+{
+	ErrorContextCallback hide;
+	Datum	   *events;
+	bool	   *nulls;
+	int			n = array_argument(fcinfo, 0, JSONBOID, &events, &nulls);
+
+	hide.callback = sentdm_hide_statement;
+	hide.arg = NULL;
+	hide.previous = error_context_stack;
+	error_context_stack = &hide;
+	apply_events(events, nulls, n);
+	error_context_stack = hide.previous;
+	PG_RETURN_VOID();
 }

@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "account.h"
+#include "chores.h"
 #include "clock.h"
 #include "compat.h"
 #include "failpoint.h"
@@ -48,6 +49,7 @@
 #define SHUTDOWN_GRACE_MS 3000
 #define KEY_CHECK_MS 5000
 #define RESTING_KEY_CHECK_MS 60000
+#define ASIDE_MS 10000			/* for whoever asked to */
 #define LONGEST_AHEAD_US 1000000	/* claimed and not started */
 
 typedef struct Worker
@@ -55,6 +57,7 @@ typedef struct Worker
 	SentdmFlight flight;
 	SentdmAccount account;
 	SentdmQueue queue;
+	SentdmChores chores;
 	SentdmSlot *slot;
 	WaitEventSet *events;
 	MemoryContext turn;			/* reset in every turn of the loop */
@@ -88,11 +91,14 @@ open_http(Worker *worker)
 	if (worker->events != NULL)
 		FreeWaitEventSet(worker->events);
 	sentdm_account_open_http(&worker->account);
+	sentdm_chores_open(&worker->chores);
 	worker->http_outdated = false;
-	worker->events = SentdmCreateWaitEventSet(3);
+	worker->events = SentdmCreateWaitEventSet(4);
 	AddWaitEventToSet(worker->events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(worker->events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	AddWaitEventToSet(worker->events, WL_SOCKET_READABLE, sentdm_http_fd(worker->flight.http),
+					  NULL, NULL);
+	AddWaitEventToSet(worker->events, WL_SOCKET_READABLE, sentdm_http_fd(worker->chores.http),
 					  NULL, NULL);
 }
 
@@ -115,6 +121,7 @@ reload(Worker *worker)
 	worker->flight.report.prune_at = 0;
 	/* Another mode may have something to do at once. */
 	sentdm_queue_look(&worker->queue, DT_NOBEGIN);
+	sentdm_chores_look(&worker->chores);
 }
 
 /* Look at sentdm.sender again: somebody paused, resumed, enabled or disabled. */
@@ -129,6 +136,7 @@ read_sender(Worker *worker)
 		sender->installed = false;
 	sentdm_commit();
 	sentdm_account_follow_sender(&worker->account);
+	sentdm_chores_look(&worker->chores);
 }
 
 /* Sending */
@@ -170,6 +178,8 @@ send_and_store(Worker *worker)
 	sentdm_account_hear(&worker->account);
 	if (is_ready_in_vain(worker))
 		sentdm_flight_release(&worker->flight);
+	if (worker->flight.n_outcomes > 0)
+		sentdm_chores_expect(&worker->chores);
 	/* They are answered while the exchange waits for the disk. */
 	sentdm_flight_start(&worker->flight);
 	/* Perhaps the extension is gone: look. */
@@ -189,6 +199,7 @@ keep_house(Worker *worker)
 	if (worker->account.sender.fence == NULL && !sentdm_queue_is_unsettled(&worker->queue) &&
 		report->prune_at <= GetCurrentTimestamp())
 		report->prune_at = sentdm_retention_step();
+	sentdm_chores_run(&worker->chores, reason_not_to_claim(worker) == NULL);
 }
 
 /* Waiting */
@@ -206,6 +217,8 @@ time_to_wait(Worker *worker)
 		wait_ms = Min(wait_ms, KEY_CHECK_MS);
 	if (worker->account.sender.fence == NULL)
 		wait_ms = Min(wait_ms, sentdm_ms_until(worker->flight.report.prune_at));
+	if (reason_not_to_claim(worker) == NULL)
+		wait_ms = Min(wait_ms, sentdm_chores_wait_ms(&worker->chores));
 	if (worker->idle_since != 0)
 		wait_ms = Min(wait_ms, sentdm_ms_until(TimestampTzPlusMilliseconds(worker->idle_since,
 																		   sentdm_idle_timeout_ms)));
@@ -247,12 +260,21 @@ next_to_send(Worker *worker, bool hurry)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sentdm_ms_until_us(drain->probe_at_us));
 }
 
+/* When there is something else to ask Sent for. */
+static TimestampTz
+next_to_ask(Worker *worker)
+{
+	if (reason_not_to_claim(worker) != NULL || worker->flight.drain.pause != SENTDM_PAUSE_NONE)
+		return DT_NOEND;
+	return sentdm_chores_next_due(&worker->chores);
+}
+
 static TimestampTz
 next_due(Worker *worker)
 {
 	if (worker->account.sender.fence != NULL)
 		return DT_NOEND;
-	return Min(next_to_send(worker, false), worker->flight.report.prune_at);
+	return Min(Min(next_to_send(worker, false), next_to_ask(worker)), worker->flight.report.prune_at);
 }
 
 /* In the middle of a pass, which whoever comes next would begin anew. */
@@ -274,7 +296,8 @@ leave_if_idle(Worker *worker)
 	bool		busy = flight->under_way > 0 || sentdm_queue_is_unsettled(&worker->queue) ||
 	sentdm_flight_ready(flight, SENTDM_LANES - 1) > 0 ||
 	next_to_send(worker, asked) <= TimestampTzPlusMilliseconds(now, timeout_ms) ||
-	(!asked && is_pruning(worker, now));
+	(!asked && (is_pruning(worker, now) ||
+				next_to_ask(worker) <= TimestampTzPlusMilliseconds(now, timeout_ms)));
 
 	if (busy)
 	{
@@ -285,7 +308,8 @@ leave_if_idle(Worker *worker)
 	if (worker->idle_since == 0)
 		worker->idle_since = now;
 	return TimestampDifferenceExceeds(worker->idle_since, now, timeout_ms) &&
-		sentdm_slot_leave(worker->slot, true, next_due(worker));
+		sentdm_slot_leave(worker->slot, true, asked ?
+						  Max(next_due(worker), TimestampTzPlusMilliseconds(now, ASIDE_MS)) : next_due(worker));
 }
 
 /* Take the answers that come within the grace time, store them, and end. */
@@ -393,6 +417,7 @@ start(Worker *worker)
 												  ALLOCSET_DEFAULT_SIZES);
 	worker->flight.slot = worker->slot;
 	worker->account.flight = &worker->flight;
+	worker->chores.flight = &worker->flight;
 	worker->queue.flight = &worker->flight;
 	worker->queue.account = &worker->account;
 	sentdm_slot_read_report(worker->slot, &worker->flight.report);
