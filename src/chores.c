@@ -620,7 +620,12 @@ take(SentdmChores *chores, const SentdmHttpResult *result)
 	}
 	if (taken.verdict == REFUSED)
 	{
-		chores->refused[chores->chore] = chores->flight->access_hash;
+		/* 403 is about what was asked for, 401 about the key. */
+		for (int i = 0; i < SENTDM_CHORES; i++)
+		{
+			if (i == chores->chore || result->http_status == 401)
+				chores->refused[i] = chores->flight->access_hash;
+		}
 		chores->chore = SENTDM_NO_CHORE;
 		return;
 	}
@@ -694,7 +699,7 @@ sentdm_chores_run(SentdmChores *chores, bool may_ask)
 	if (chores->chore == SENTDM_NO_CHORE && chores->due <= GetCurrentTimestamp())
 		find(chores);
 	if (chores->chore != SENTDM_NO_CHORE && chores->not_before <= GetCurrentTimestamp() &&
-		take_from_rates(&chores->flight->drain))
+		sentdm_share_take() && take_from_rates(&chores->flight->drain))
 		ask(chores);
 }
 
@@ -749,6 +754,9 @@ sentdm_chores_wait_ms(const SentdmChores *chores)
 	wait_ms = sentdm_ms_until(sentdm_chores_next_due(chores));
 	if (chores->chore == SENTDM_NO_CHORE)
 		return wait_ms;
+	/* Another worker tries the key: it will set the latch. */
+	if (!sentdm_share_is_free())
+		return SENTDM_LONGEST_WAIT_MS;
 	sentdm_share_lock(&drain->rates);
 	ready_us = sentdm_drain_ready_us(drain, SENTDM_BULK, sentdm_clock_us());
 	sentdm_share_unlock(&drain->rates);

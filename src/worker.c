@@ -186,7 +186,7 @@ send_and_store(Worker *worker)
 	if (!sentdm_queue_exchange(&worker->queue, reason_not_to_claim(worker) == NULL))
 		worker->control_seen--;
 	sentdm_flight_start(&worker->flight);
-	if (worker->flight.under_way == 0)
+	if (worker->flight.under_way == 0 && !worker->chores.asking)
 		sentdm_share_rest();
 }
 

@@ -56,7 +56,7 @@ sub follow_hint
 my $id = send_one();
 $t->all_become('accepted', "id = '$id'", 'a message is sent');
 is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health()"),
-	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret,triggers,access',
+	'library,launcher,enabled,fence,mode,credentials,pause,worker,api,clock,backlog,problems,webhook secret,triggers,access,webhook endpoint',
 		'sentdm_health() looks at everything');
 is($t->sql("SELECT string_agg(name, ',') FROM sentdm_health() WHERE NOT ok"), 'webhook secret',
 	'... and all is well but the secret that was not set');
