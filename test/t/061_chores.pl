@@ -88,6 +88,15 @@ $t->becomes("SELECT count(*) FROM sentdm.deliveries WHERE message_id = '$ids[0]'
 is(requests(), 152, '... once');
 $t->becomes('SELECT pid FROM sentdm.stat_worker', '', 'with nothing left to do, the worker leaves');
 
+$t->set('sentdm.rate_limit' => '60/minute');
+count_requests('/v3/messages/*');
+@ids = split /\n/, $t->sql("SELECT sentdm_send(ARRAY(SELECT '+1555013' || n FROM generate_series(1000, 1039) n), body => 'x')");
+$t->all_become('accepted', "id = '$ids[0]'", 'a message is sent within sentdm.rate_limit');
+wait_until { requests() > 0 } 'somebody asks';
+stays_true { requests() < 15 } 3, '... and what is asked counts, too';
+$t->set('sentdm.rate_limit' => 'off');
+$t->becomes("SELECT count(*) FROM sentdm.deliveries WHERE message_id = '$ids[0]' AND status = 'delivered'", 40, '... but everything is, in the end');
+
 $t->configure_standin(lifecycle => 'off');
 count_requests('/v3/messages/*');
 $message = $t->send("'+15550000024', body => 'x'");
