@@ -267,7 +267,7 @@ test_ahead(void)
 	begin(&plain, 1);
 	for (int i = 0; i < 100; i++)
 		request(OK);
-	sentdm_drain_pause(&drain, SENTDM_PAUSE_USER, -1, now);
+	sentdm_drain_pause(&drain, SENTDM_PAUSE_BALANCE, -1, now);
 	ok(claimable(0) == 0, "nor anything during a pause");
 	sentdm_drain_resume(&drain, now);
 	ok(claimable(0) == 1, "and one after it");
