@@ -167,6 +167,9 @@ fetch_node_modules() {
 	NODE_MODULES=$SCRATCH/node/node_modules
 	command -v npm >/dev/null || install_missing nodejs npm
 	mkdir -p "$SCRATCH/node"
+	# Node has authorities of its own; those of the system are there for a reason.
+	[[ ! -r /etc/ssl/certs/ca-certificates.crt ]] ||
+		export NODE_EXTRA_CA_CERTS=${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}
 	npm install --prefix "$SCRATCH/node" --cache "$SCRATCH/node/cache" --no-audit --no-fund --no-update-notifier \
 		"$@" >"$SCRATCH/npm.log" 2>&1 </dev/null || {
 		tail -n 20 "$SCRATCH/npm.log" >&2

@@ -177,21 +177,7 @@ CONF
 	$receiver->stops_cleanly;
 }
 
-# npm's pg, as prepared, or fetched now; undef: it cannot be had.
-sub node_modules
-{
-	return $ENV{SENTDM_NODE_MODULES} if $ENV{SENTDM_NODE_MODULES};
-	my $prefix = PostgreSQL::Test::Utils::tempdir();
-	my $output;
-
-	eval {
-		IPC::Run::run([ 'npm', 'install', '--prefix', $prefix, '--cache', "$prefix/cache", '--no-audit', '--no-fund', 'pg@8' ],
-			'<', \undef, '>&', \$output, IPC::Run::timeout(120));
-	};
-	return -d "$prefix/node_modules/pg" ? "$prefix/node_modules" : undef;
-}
-
-my $modules = node_modules();
+my $modules = $ENV{SENTDM_NODE_MODULES};
 
 # Start a program that finds its database as a user; returns its pid when it listens.
 sub start_application
