@@ -7,7 +7,9 @@
 #define SENTDM_CHORES_H
 
 #include "account.h"
+#include "endpoint.h"
 #include "flight.h"
+#include "refresh.h"
 #include "transact.h"
 
 typedef enum SentdmChore
@@ -20,22 +22,6 @@ typedef enum SentdmChore
 } SentdmChore;
 
 #define SENTDM_CHORES 5
-#define SENTDM_REFRESH_BATCH 100	/* recipients */
-
-/* How far one pass over the messages has come. */
-typedef struct SentdmRefreshed
-{
-	TimestampTz send_at;
-	pg_uuid_t	message_id;
-	pg_uuid_t	sent_id;
-} SentdmRefreshed;
-
-/* A recipient to ask for. */
-typedef struct SentdmToRefresh
-{
-	pg_uuid_t	sent_id;
-	char		profile_id[40]; /* or "" */
-} SentdmToRefresh;
 
 /*
  * One request at a time, over a connection of its own, so that it is never in the
@@ -55,20 +41,8 @@ typedef struct SentdmChores
 	TimestampTz due;			/* when there is something to look for;
 								 * DT_NOBEGIN: look now */
 
-	/* The batch that is being refreshed. */
-	SentdmToRefresh batch[SENTDM_REFRESH_BATCH];
-	int			n_batch;
-	int			next;
-	bool		scheduled;		/* the pass that it belongs to ... */
-	int			pass;
-	SentdmRefreshed upto;		/* ... and how far that is, afterwards */
-
-	/* The webhook that is being looked at. */
-	pg_uuid_t	webhook_id;
-	TimestampTz looked_at;
-	TimestampTz backfill_from;
-	bool		thorough;		/* it is, or was, in trouble */
-	int			page;
+	SentdmRefresh refresh;
+	SentdmEndpoint endpoint;
 } SentdmChores;
 
 /* A new HTTP client under the present settings; forgets what is under way. */
