@@ -330,7 +330,7 @@ settle_parts(Datum *values)
 		"WHERE r.part <> 0 AND r.state <> 'accepted'",
 		ENDED_ARGS
 	};
-	static SentdmNotifying conclude = {{
+	static SentdmNotifying conclude = {.plain = {
 			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
 			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
 			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
@@ -347,7 +347,7 @@ settle_parts(Datum *values)
 			"    ELSE w.state END "
 			"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
 			ENDED_ARGS
-	}, "m.id, m.state"};
+	},.returning = "m.id, m.state"};
 
 	sentdm_execute(&note, values, NULL);
 	sentdm_execute_notifying(&conclude, values);
@@ -357,7 +357,7 @@ settle_parts(Datum *values)
 static void
 settle_ended(Columns *c)
 {
-	static SentdmNotifying end = {{
+	static SentdmNotifying end = {.plain = {
 			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
 			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
 			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
@@ -366,7 +366,7 @@ settle_ended(Columns *c)
 			"  error_code = e.error_code, error = e.error, request_id = e.request_id "
 			"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
 			ENDED_ARGS
-	}, "m.id, m.state"};
+	},.returning = "m.id, m.state"};
 	Datum		values[8];
 
 	if (c->n == 0)
@@ -475,7 +475,7 @@ settle_splits(Columns *c)
 static void
 settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
 {
-	static SentdmNotifying insert = {{
+	static SentdmNotifying insert = {.plain = {
 			.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
 			"SELECT DISTINCT ON (sent_id) sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
 			" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel)"
@@ -486,7 +486,7 @@ settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
 			"WHERE d.message_id IS NULL",
 			.nargs = 4,
 			.types = {UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
-	}, "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"};
+	},.returning = "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"};
 	Datum		values[4];
 	Datum	   *columns[4];
 	int			n = 0;

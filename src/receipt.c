@@ -348,7 +348,7 @@ add_status(Columns *columns, SentdmReceipt **same, int n)
 static void
 apply_statuses(const Columns *columns)
 {
-	static SentdmNotifying apply = {{
+	static SentdmNotifying apply = {.plain = {
 			.sql = "INSERT INTO sentdm.deliveries AS d"
 			" (sent_id, recipient, channel, status, status_at, reason_code, reason)"
 			" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) "
@@ -365,7 +365,7 @@ apply_statuses(const Columns *columns)
 			.nargs = 7,
 			.types = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
 			TEXTARRAYOID, TEXTARRAYOID}
-	}, "d.message_id, d.status"};
+	},.returning = "d.message_id, d.status"};
 	Datum		values[MAX_COLUMNS];
 
 	columns_to_arrays(columns, status_types, lengthof(status_types), values);
