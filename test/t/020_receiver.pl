@@ -242,6 +242,8 @@ BEGIN
 END \$\$;
 CREATE TRIGGER refuse BEFORE INSERT ON sentdm.events FOR EACH ROW
 	WHEN (NEW.sent_id = '$poison') EXECUTE FUNCTION refuse('P0001');
+-- Without ALWAYS the event would be stored without the trigger.
+ALTER TABLE sentdm.events ENABLE ALWAYS TRIGGER refuse;
 SQL
 
 # Events in one batch: while the table is locked they all come together.
