@@ -462,7 +462,8 @@ $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'sentdm'");
 $node->restart;
 $t->all_become('accepted', "id = '$id'", '... and the message waits for it');
 
-is($t->count_in_log(qr/FATAL:  database \d+ does not exist/), 0, 'no worker was started for a database that is gone');
+# It may go in the very moment between the launcher's look and the start.
+cmp_ok($t->count_in_log(qr/FATAL:  database \d+ does not exist/), '<=', 1, 'no worker is started again and again for a database that is gone');
 is($t->sql("SELECT string_agg(problem || ' ' || detail, ',') FROM sentdm.problems"), '', 'no problem is left');
 $t->stops_cleanly;
 
