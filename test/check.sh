@@ -96,6 +96,7 @@ run_tap() {
 	for name in $(sed -n 's,^test/t/\(.*\)\.pl *(Wstat: .*,\1,p' "$SCRATCH/prove.log"); do
 		show_logs "$name"
 	done
+	grep -E '^#|Wstat' "$SCRATCH/prove.log" | cut -c -300 | tail -n 60 >>"$SCRATCH/failures"
 	return 1
 }
 
@@ -160,5 +161,7 @@ PG_REGRESS=$(dirname "$("$PG_CONFIG" --pgxs)")/../../src/test/regress/pg_regress
 for stage in $STAGES; do
 	run_stage "$stage"
 done
+# Once more where it is looked for, and where a log that is cut still has it.
+[[ ! -s $SCRATCH/failures ]] || cat "$SCRATCH/failures"
 printf '\n%d passed, %d failed\n' $(($(wc -w <<<"$wanted") - ${#failed[@]})) "${#failed[@]}"
 ((${#failed[@]} == 0))
