@@ -222,7 +222,7 @@ sub pauses
 	$t->send("'" . next_number() . "', body => 'x', tag => '$tag'");
 	$t->becomes($paused, 1, "$what: sending pauses");
 	$t->send("'" . next_number() . "', body => 'x', tag => '$tag'") for 1 .. 3;
-	stays_true { $t->summary->{requests} == $requests + 1 } 0.15, '... after one request';
+	$t->requests_stay($requests + 1, 0.15, '... after one request');
 	is($t->sql("SELECT string_agg(DISTINCT state, ','), max(attempts) FROM sentdm.status WHERE tag = '$tag'"), 'queued|0',
 		'... and the messages wait, unharmed');
 	is($t->sql("SELECT error_code FROM sentdm.problems WHERE problem = 'paused'"), $kind,
@@ -235,7 +235,7 @@ sub pauses
 
 	$t->sql('SELECT sentdm_resume()');
 	wait_until { $t->count_in_log(qr/WARNING:  sentdm has paused sending/, $log) == 2 } 'it pauses again';
-	stays_true { $t->summary->{requests} == $requests + 2 } 0.15, '... sentdm_resume() tries one request, no more';
+	$t->requests_stay($requests + 2, 0.15, '... sentdm_resume() tries one request, no more');
 
 	$t->faults();
 	$t->sql('SELECT sentdm_resume()');

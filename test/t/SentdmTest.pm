@@ -121,8 +121,7 @@ sub stays_true (&$$)
 	my ($condition, $seconds, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	ok(!poll($seconds, sub { !$condition->() }), $name);
-	return;
+	return ok(!poll($seconds, sub { !$condition->() }), $name);
 }
 
 # The number of elements, for messages that say what is wrong when it is.
@@ -394,6 +393,17 @@ sub arrived
 	my ($self, $after) = @_;
 
 	return @{ $self->control('GET', 'ledger?after=' . ($after || 0))->{entries} };
+}
+
+# That for a while so many message requests have arrived and no more, as a test.
+sub requests_stay
+{
+	my ($self, $expected, $seconds, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	stays_true { $self->summary->{requests} == $expected } $seconds, $name
+	  or diag(map { $json->encode($_) . "\n" } ($self->arrived)[ -5 .. -1 ]);
+	return;
 }
 
 # What was accepted and was not a replay: a list of hashes, one per recipient and channel.
