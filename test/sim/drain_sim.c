@@ -1118,11 +1118,19 @@ choose_fault(void)
 	return NO_FAULT;
 }
 
-/* The longest that a request may be under way so that the limit still holds. */
+/*
+ * The longest that a request may be on its way so that the limits still hold, the
+ * one with the shorter window too: a fiftieth of the window, at least 50 ms.  No
+ * sender can keep what it spaced apart from arriving together.
+ */
 static int64_t
 jitter(void)
 {
-	return max64(world.settings.requests.window_us / 50, 50 * MS) * 9 / 10;
+	int64_t		window_us = world.settings.requests.window_us;
+
+	if (world.settings.messages.amount > 0)
+		window_us = min64(window_us, world.settings.messages.window_us);
+	return max64(window_us / 50, 50 * MS) * 9 / 10;
 }
 
 static Request *
