@@ -55,9 +55,9 @@ WHERE pg_temp.holders(CASE WHEN c.relkind = 'S' THEN format('SELECT has_sequence
 			' OR has_any_column_privilege(%%1$s, %s, ''INSERT, UPDATE, REFERENCES'')', c.oid, c.oid) END) <> '';
 SELECT pg_temp.holders('SELECT has_schema_privilege(%s, ''sentdm'', ''USAGE'')') AS may_use_the_schema,
 	pg_temp.holders('SELECT has_schema_privilege(%s, ''sentdm'', ''CREATE'')') AS may_create_in_it;
--- and what else there is
+-- and what else there is (since PostgreSQL 17 the tables' row types, too)
 SELECT m.classid::regclass AS class, count(*) > 0 AS some
-FROM members m WHERE m.classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass) GROUP BY 1 ORDER BY 1;
+FROM members m WHERE m.classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_type'::regclass) GROUP BY 1 ORDER BY 1;
 
 -- sentdm_health() sees what was granted by hand
 CREATE VIEW access_health AS SELECT ok, detail FROM sentdm_health() WHERE name = 'access';
