@@ -90,6 +90,7 @@ show_logs() {
 run_tap() {
 	local name
 	as_user env PATH="$PG_BIN:$PATH" PG_REGRESS="$PG_REGRESS" TESTDIR="$SCRATCH/src" \
+		TESTDATADIR="$SCRATCH/src/tmp_check" TESTLOGDIR="$SCRATCH/src/tmp_check/log" \
 		SENTDM_FAILPOINT_BIN="$FAILPOINT_BIN" SENTDM_NODE_MODULES="${NODE_MODULES:-}" \
 		SENTDM_SOAK_SECONDS="${SENTDM_SOAK_SECONDS:-}" SEED="${SEED:-}" \
 		prove -j 2 --timer -I "$PG_PERL" -I test/t "$@" 2>&1 | tee "$SCRATCH/prove.log" && return

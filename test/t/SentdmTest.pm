@@ -11,7 +11,8 @@
 # Nothing else has to be set: PG_REGRESS (wanted by PostgreSQL::Test::Cluster to
 # write pg_hba.conf) is derived from pg_config ($PG_CONFIG) below, and data
 # directories and logs go to ./tmp_check, or to $TESTDIR/tmp_check when TESTDIR is
-# set.  What a failed test leaves there has to be removed before it runs again.
+# set; from PostgreSQL 16 on TESTDATADIR and TESTLOGDIR say where, as absolute
+# paths.  What a failed test leaves there has to be removed before it runs again.
 # PG_TEST_TIMEOUT_DEFAULT (seconds, default 180) bounds every wait;
 # PG_TEST_NOCLEAN=1 keeps the data directories.  Needed besides PostgreSQL's own
 # test modules: IPC::Run, python3.
