@@ -9,6 +9,11 @@
 #error "sentdm needs PostgreSQL 15 or later"
 #endif
 
+/* 18 has it before the declaration. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* 16 moved VARDATA() and its like out of postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"

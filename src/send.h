@@ -5,6 +5,7 @@
 #ifndef SENTDM_SEND_H
 #define SENTDM_SEND_H
 
+#include "compat.h"
 #include "message.h"
 #include "nodes/pg_list.h"
 
@@ -24,7 +25,7 @@ extern List *sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *c
 extern void sentdm_report_opted_out(const SentdmDraft *draft);
 
 /* A complaint as an error. */
-extern void sentdm_raise(const SentdmComplaint *complaint) pg_attribute_noreturn();
+pg_noreturn extern void sentdm_raise(const SentdmComplaint *complaint);
 
 /*
  * At commit of the current transaction: tell the worker that a pause, resume or
