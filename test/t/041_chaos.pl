@@ -305,6 +305,10 @@ sub certificate
 		'-out', "$directory/$name.csr");
 	run_openssl('x509', '-req', '-in', "$directory/$name.csr", '-CA', "$directory/ca.crt", '-CAkey', "$directory/ca.key",
 		'-CAcreateserial', '-days', $days, '-extfile', "$directory/$name.ext", '-out', "$directory/$name.crt");
+	if ($days == 0)
+	{
+		wait_until { system("openssl x509 -in $directory/$name.crt -noout -checkend 0 >$directory/checkend") } 'it has expired';
+	}
 	return ('--tls-cert' => "$directory/$name.crt", '--tls-key' => "$directory/$name.key");
 }
 
@@ -312,7 +316,7 @@ run_openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-sub
 	'-out', "$directory/ca.crt");
 my $url = $t->url =~ s/^http:/https:/r;
 my @ids = send_some(3, ", send_at => now() + interval '1 hour'");
-foreach ([ 'expired', 'IP:127.0.0.1', -1 ], [ 'wrong_host', 'DNS:api.sent.example', 2 ], [ 'good', 'IP:127.0.0.1', 2 ])
+foreach ([ 'expired', 'IP:127.0.0.1', 0 ], [ 'wrong_host', 'DNS:api.sent.example', 2 ], [ 'good', 'IP:127.0.0.1', 2 ])
 {
 	my ($name, $names, $days) = @$_;
 
