@@ -60,6 +60,14 @@ pause_for_settings(SentdmAccount *account, const char *key, const char *why)
 	strlcpy(flight->report.trouble, why, sizeof(flight->report.trouble));
 }
 
+/* The same, of the pause that is on, which may not be stored yet. */
+static int64
+hash_of_pause(const SentdmAccount *account)
+{
+	return account->flight->new_pause != SENTDM_PAUSE_NONE ? account->flight->paused_hash :
+		account->sender.key_hash;
+}
+
 bool
 sentdm_account_paused_for_key(const SentdmAccount *account)
 {
@@ -138,7 +146,7 @@ sentdm_account_read_key(SentdmAccount *account)
 	if (trouble != NULL)
 		pause_for_settings(account, key, trouble);
 	else if (sentdm_account_paused_for_key(account) &&
-			 (int64) hash_text(key, hash_of_address()) != account->sender.key_hash)
+			 (int64) hash_text(key, hash_of_address()) != hash_of_pause(account))
 	{
 		resume(flight);
 		flight->unpause = true;

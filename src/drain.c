@@ -323,7 +323,9 @@ speed_up(SentdmDrain *drain, int64_t now_us)
  * all of it would be lost to them, and a probe that is slow does not keep the
  * next one waiting.  A timeout that can be one of an older and slow request is
  * no failure of the API.  While nothing proves that the API is there at all,
- * though, being slow is no excuse.
+ * though, being slow is no excuse; nor is it when Sent has refused the key or the
+ * account: each refusal more brings it nearer to being locked, so the next request
+ * waits for the end of the one that tries.
  *
  * For the same reason a run of failures halves the window only once, and never
  * below what it was at the start: what limits the damage when the API is down
@@ -370,7 +372,7 @@ count_one(SentdmTally *tally, int64_t length_us, int64_t now_us)
 static int
 young(const SentdmDrain *drain, int64_t now_us)
 {
-	if (!drain->proven && !one_by_one(drain))
+	if (drain->doubted || (!drain->proven && !one_by_one(drain)))
 		return drain->in_flight;
 	return (int) min64(drain->in_flight, recent(&drain->starts, EPOCH_US, now_us));
 }
@@ -470,10 +472,9 @@ is_holding(const SentdmDrain *drain)
 static void
 learn_good(SentdmDrain *drain, int64_t now_us)
 {
-	if (is_holding(drain))
-		return;					/* from before the pause: proves nothing */
 	drain->failures = 0;
 	drain->proven = true;
+	drain->doubted = false;
 	drain->older = drain->in_flight;
 	drain->window = (int) min64(drain->window + 1, drain->settings.max_in_flight);
 	drain->probing = false;
@@ -486,8 +487,6 @@ learn_good(SentdmDrain *drain, int64_t now_us)
 static void
 learn_bad(SentdmDrain *drain, int64_t now_us)
 {
-	if (is_holding(drain))
-		return;
 	if (drain->probing && now_us < drain->blocked_until_us)
 		return;					/* no probe: from before the breaker opened */
 	if (drain->failures == 0)
@@ -498,20 +497,38 @@ learn_bad(SentdmDrain *drain, int64_t now_us)
 		open_breaker(drain, now_us);
 }
 
+/* From before the last pause, or the end of it. */
+static bool
+is_stale(const SentdmDrain *drain, const SentdmAttempt *attempt)
+{
+	return is_holding(drain) || attempt->era != drain->era;
+}
+
+/* Which one it was is only known of those that try a doubted account. */
+static void
+count_end(SentdmDrain *drain, bool stale, int64_t now_us)
+{
+	drain->in_flight = (int) max64(drain->in_flight - 1, 0);
+	if (stale || !drain->doubted)
+		drain->older = (int) max64(drain->older - 1, 0);
+	drain->heard_us = now_us;
+	count_one(&drain->ends, PACE_US, now_us);
+}
+
 /*
  * What the outcome of a request says about everything else; pauses are seen to
  * by the caller.
  */
 static void
-learn(SentdmDrain *drain, const SentdmReply *reply, const SentdmJudgement *judgement,
-	  int64_t now_us)
+learn(SentdmDrain *drain, const SentdmAttempt *attempt, const SentdmReply *reply,
+	  const SentdmJudgement *judgement, int64_t now_us)
 {
 	bool		overtaken = was_overtaken(drain, reply, now_us);
+	bool		stale = is_stale(drain, attempt);
 
-	drain->in_flight = (int) max64(drain->in_flight - 1, 0);
-	drain->older = (int) max64(drain->older - 1, 0);
-	drain->heard_us = now_us;
-	count_one(&drain->ends, PACE_US, now_us);
+	count_end(drain, stale, now_us);
+	if (stale && judgement->verdict != SENTDM_RATE_LIMITED)
+		return;
 	switch (judgement->verdict)
 	{
 		case SENTDM_ACCEPTED:
@@ -565,9 +582,10 @@ recognise_lockout(const SentdmDrain *drain, const SentdmReply *reply, SentdmJudg
 
 /* Remember whether the key was refused; only answers of the API tell. */
 static void
-note_authorization(SentdmDrain *drain, const SentdmReply *reply, const SentdmJudgement *judgement)
+note_authorization(SentdmDrain *drain, const SentdmAttempt *attempt, const SentdmReply *reply,
+				   const SentdmJudgement *judgement)
 {
-	if (is_holding(drain) || reply->transport != SENTDM_ANSWERED)
+	if (is_stale(drain, attempt) || reply->transport != SENTDM_ANSWERED)
 		return;
 	if (judgement->pause == SENTDM_PAUSE_CREDENTIALS)
 		drain->unauthorized = true;
@@ -582,6 +600,9 @@ sentdm_drain_pause(SentdmDrain *drain, SentdmPause pause, int64_t probe_after_ms
 	drain->probe_at_us = probe_after_ms < 0 ? INT64_MAX : now_us + probe_after_ms * MS_US;
 	drain->probing = false;
 	drain->older = drain->in_flight;
+	drain->era++;
+	if (pause != SENTDM_PAUSE_USER)
+		drain->doubted = true;
 	if (pause == SENTDM_PAUSE_CREDENTIALS)
 		drain->unauthorized = true;
 }
@@ -595,11 +616,12 @@ void
 sentdm_drain_resume(SentdmDrain *drain, int64_t now_us)
 {
 	refill_all(drain, now_us);
-	drain->probing = drain->pause != SENTDM_PAUSE_USER || drain->unauthorized ||
+	drain->probing = drain->pause != SENTDM_PAUSE_USER || drain->doubted ||
 		drain->failures > 0;
 	drain->pause = SENTDM_PAUSE_NONE;
 	drain->probe_at_us = INT64_MAX;
 	drain->older = drain->in_flight;
+	drain->era++;
 }
 
 /*
@@ -832,7 +854,7 @@ suspend(SentdmDrain *drain, const SentdmAttempt *attempt, const SentdmJudgement 
 {
 	SentdmDecision decision = again(drain, attempt, false, 0, false);
 
-	if (is_holding(drain))
+	if (is_stale(drain, attempt))
 		return decision;
 	sentdm_drain_pause(drain, judgement->pause, judgement->probe_after_ms, now_us);
 	decision.pause = judgement->pause;
@@ -851,8 +873,8 @@ sentdm_drain_finished(SentdmDrain *drain, const SentdmAttempt *attempt,
 	SentdmJudgement judgement = sentdm_judge(reply, now_unix);
 
 	recognise_lockout(drain, reply, &judgement);
-	note_authorization(drain, reply, &judgement);
-	learn(drain, reply, &judgement, now_us);
+	note_authorization(drain, attempt, reply, &judgement);
+	learn(drain, attempt, reply, &judgement, now_us);
 
 	switch (judgement.verdict)
 	{

@@ -86,6 +86,9 @@ typedef struct SentdmDrain
 	int			older;			/* of these, started before the last good
 								 * answer, the last opening of the breaker or
 								 * the last pause */
+	int			era;			/* pauses and resumptions so far: what was
+								 * started before the last of them says
+								 * nothing about the account any more */
 	int			window;			/* requests in flight that the API has earned
 								 * so far */
 	bool		proven;			/* a good answer came since the start, idling
@@ -100,6 +103,8 @@ typedef struct SentdmDrain
 	SentdmPause pause;
 	int64_t		probe_at_us;	/* when a pause lets one request try;
 								 * INT64_MAX: never */
+	bool		doubted;		/* the account was paused by an answer, and no
+								 * good one came since */
 	bool		unauthorized;	/* the last answer that tells was a 401 */
 	uint64_t	random;			/* state of the generator for jitter */
 } SentdmDrain;
@@ -107,7 +112,8 @@ typedef struct SentdmDrain
 /*
  * What is known of a message, leaving out the attempt in hand: ambiguous_ms is
  * about earlier attempts only, also after the row was marked for this one.
- * Ages are as of the call.
+ * Ages are as of the call.  era is about the attempt in hand: the drain's, when it
+ * was started.
  */
 typedef struct SentdmAttempt
 {
@@ -119,6 +125,7 @@ typedef struct SentdmAttempt
 	int64_t		ambiguous_ms;	/* since the first attempt with unknown
 								 * outcome; -1: none */
 	int64_t		expires_ms;		/* until it expires; INT64_MAX: never */
+	int			era;
 } SentdmAttempt;
 
 typedef enum SentdmAction

@@ -41,6 +41,7 @@ attempt_of(const SentdmMessage *message, TimestampTz now)
 	attempt.ambiguous_ms = age_ms(message->ambiguous_since, now);
 	attempt.expires_ms = message->expires_at == DT_NOEND ? INT64_MAX :
 		(message->expires_at - now) / 1000;
+	attempt.era = message->era;
 	return attempt;
 }
 
@@ -344,7 +345,8 @@ tell_others(const SentdmFlight *flight, const SentdmMessage *message,
 		return;
 	if (decision->pause != SENTDM_PAUSE_NONE)
 		sentdm_share_pause(decision->pause, flight->drain.probe_at_us);
-	else if (flight->drain.pause == SENTDM_PAUSE_NONE && proves_key(reply, decision))
+	else if (message->era == flight->drain.era && flight->drain.pause == SENTDM_PAUSE_NONE &&
+			 proves_key(reply, decision))
 		sentdm_share_prove();
 }
 
@@ -464,6 +466,7 @@ start(SentdmFlight *flight, SentdmLane lane)
 		return true;
 	}
 	message->access_hash = flight->access_hash;
+	message->era = attempt.era = flight->drain.era;
 	if (!post(flight, message))
 	{
 		drop_body(message);

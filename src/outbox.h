@@ -38,6 +38,7 @@ typedef struct SentdmMessage
 	TimestampTz ambiguous_since;	/* before this claim; 0: not ambiguous */
 	TimestampTz first_tried_at; /* 0: this is the first attempt */
 	int64		access_hash;	/* flight.c: what the request was made with */
+	int			era;			/* flight.c: the drain's when it was started */
 	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
 								 * more */
 	char		profile_id[40]; /* or "" */

@@ -12,7 +12,7 @@
  * they have in test/t/SentdmChecker.pm: I1 to I7 and I9; I8 (transactions of the
  * worker), I10 (its memory) and I11 (the log) need the real worker.  I4 is also
  * violated by what leaves without being held, I5 by what leaves although Sent asked
- * to wait or the account is stopped.
+ * to wait, or the account is stopped, or was and another request tries it.
  *
  * Everything follows from the seed of a schedule: the same seed shows the same
  * schedule again, with --verbose as a trace.
@@ -94,6 +94,7 @@ typedef enum Mutation
 	IGNORE_429,
 	IGNORE_PAUSE,
 	IGNORE_RESUME,
+	IGNORE_DOUBT,
 	CANCEL_CLAIMED,
 	CANCEL_AMBIGUOUS,
 	RETRY_ALL,
@@ -128,6 +129,7 @@ static const char *const mutation_names[MUTATIONS] = {
 	[IGNORE_429] = "ignore-429",
 	[IGNORE_PAUSE] = "ignore-pause",
 	[IGNORE_RESUME] = "ignore-resume",
+	[IGNORE_DOUBT] = "ignore-doubt",
 	[CANCEL_CLAIMED] = "cancel-claimed",
 	[CANCEL_AMBIGUOUS] = "cancel-ambiguous",
 	[RETRY_ALL] = "retry-all",
@@ -161,6 +163,7 @@ static const char *const mutation_texts[MUTATIONS] = {
 	[IGNORE_429] = "a 429 is a failure like others",
 	[IGNORE_PAUSE] = "a refused key is a failure like others",
 	[IGNORE_RESUME] = "a pause never ends",
+	[IGNORE_DOUBT] = "after a refusal the next does not wait for one that is slow",
 	[CANCEL_CLAIMED] = "cancel does not look whether the message is claimed",
 	[CANCEL_AMBIGUOUS] = "cancel does not look whether the message is ambiguous",
 	[RETRY_ALL] = "a person's retry goes to those who have it, too",
@@ -321,6 +324,7 @@ typedef struct Request
 {
 	bool		used;
 	int			life;			/* of the worker; 0: that one is dead */
+	int			era;			/* of the worker's drain, at the start */
 	Claim		claim;
 	int			key_part;		/* with mutations, not the part */
 	uint32_t	body;
@@ -359,6 +363,7 @@ typedef struct Worker
 	bool		unpause;
 	int64_t		silent_until;	/* what Sent asked for with a 429 */
 	bool		silenced;		/* the account is stopped until a person acts */
+	bool		doubted;		/* it was, and nothing was answered well since */
 } Worker;
 
 /*
@@ -840,6 +845,15 @@ answer(Request *request, int status, bool readable, const char *code, int64_t re
 	snprintf(request->reply.error_code, sizeof(request->reply.error_code), "%s", code);
 }
 
+/* The account; it may take its time. */
+static void
+refuse_account(Request *request, int status, const char *code)
+{
+	answer(request, status, true, code, -1);
+	if (chance(300))
+		request->client_at += between(0, REQUEST_TIMEOUT - 2 * SECOND);
+}
+
 static void
 answer_accepted(Request *request, Entry *entry)
 {
@@ -950,10 +964,10 @@ answer_fault(Request *request)
 			if (++world.refused_keys > 3)
 				answer(request, 429, true, "BUSINESS_002", 60000);
 			else
-				answer(request, 401, true, "AUTH_002", -1);
+				refuse_account(request, 401, "AUTH_002");
 			return true;
 		case FORBIDDEN:
-			answer(request, 403, true, "AUTH_006", -1);
+			refuse_account(request, 403, "AUTH_006");
 			return true;
 		case LIMITED:
 			answer(request, 429, true, "BUSINESS_002", chance(500) ? between(0, 90000) : -1);
@@ -1154,6 +1168,7 @@ new_request(const Claim *claim)
 	memset(request, 0, sizeof(*request));
 	request->used = true;
 	request->life = world.worker.life;
+	request->era = world.worker.drain.era;
 	request->claim = *claim;
 	request->key_part = claim->part;
 	if (mutation == FRESH_KEY)
@@ -1423,15 +1438,43 @@ mutate_reply(SentdmReply *reply)
 	}
 }
 
-/* What must hold from here on, whatever drain.c thinks of it. */
-static void
-note_stop(const SentdmReply *reply)
+/* Sent looked at the message, so it is content with the key and the account. */
+static bool
+is_content(const SentdmReply *reply)
 {
+	switch (reply->transport == SENTDM_ANSWERED && reply->readable ? reply->http_status : 0)
+	{
+		case 202:
+		case 400:
+		case 404:
+		case 409:
+			return true;
+		case 429:
+			return strcmp(reply->error_code, "LIMIT_001") == 0;
+		default:
+			return false;
+	}
+}
+
+/*
+ * What must hold from here on, whatever drain.c thinks of it.  An answer to what
+ * was started before a pause, or before its end, says nothing about the account.
+ */
+static void
+note_stop(const Request *request)
+{
+	const SentdmReply *reply = &request->reply;
+	bool		stale = request->era != world.worker.drain.era;
 	int64_t		wait_ms;
 
-	if (reply->transport == SENTDM_ANSWERED && reply->readable &&
+	if (!stale && reply->transport == SENTDM_ANSWERED && reply->readable &&
 		(reply->http_status == 401 || reply->http_status == 403))
-		world.worker.silenced = true;
+		world.worker.silenced = world.worker.doubted = true;
+	if (!stale && is_content(reply))
+		world.worker.doubted = false;
+	/* perhaps the key was locked, which another one would not be */
+	if (stale && world.worker.drain.unauthorized)
+		return;
 	if (reply->transport != SENTDM_ANSWERED || reply->http_status != 429 ||
 		strcmp(reply->error_code, "LIMIT_001") == 0)
 		return;
@@ -1448,8 +1491,9 @@ collect(Request *request)
 	SentdmPause before = worker->drain.pause;
 	SentdmDecision decision;
 
+	attempt.era = request->era;
 	if (before == SENTDM_PAUSE_NONE || worker->drain.probing)
-		note_stop(&request->reply);
+		note_stop(request);
 	mutate_reply(&request->reply);
 	decision = sentdm_drain_finished(&worker->drain, &attempt, &request->reply, world.now, wall() / SECOND);
 	trace("answer to %s: %d %s%s -> action %d%s%s in %lld ms", key_text(&request->claim),
@@ -1735,6 +1779,20 @@ exchange(void)
 	return true;
 }
 
+/* Is a request under way that was started since the last pause or the end of it? */
+static bool
+is_tried(void)
+{
+	for (int i = 0; i < world.n_requests; i++)
+	{
+		const Request *request = &world.requests[i];
+
+		if (request->used && request->life == world.worker.life && request->era == world.worker.drain.era)
+			return true;
+	}
+	return false;
+}
+
 static void
 start(const Claim *claim)
 {
@@ -1750,7 +1808,9 @@ start(const Claim *claim)
 	if (world.now < worker->silent_until)
 		violate("I5: %s starts although Sent asked to wait", key_text(claim));
 	if (worker->silenced)
-		violate("I10: %s starts although the account is stopped", key_text(claim));
+		violate("I5: %s starts although the account is stopped", key_text(claim));
+	if (worker->doubted && is_tried())
+		violate("I5: %s starts while another one tries the account", key_text(claim));
 	sentdm_drain_started(&worker->drain, attempt.recipients, world.now);
 	start_request(claim);
 }
@@ -1769,6 +1829,8 @@ start_ready(void)
 {
 	Worker	   *worker = &world.worker;
 
+	if (mutation == IGNORE_DOUBT)
+		worker->drain.doubted = false;
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
 		for (int i = 0; i < worker->n_ready && world.violation[0] == '\0';)
