@@ -22,7 +22,8 @@ use Test::More;
 my $t = SentdmTest->new('failpoints', settings => { log_statement => 'none', 'sentdm.request_timeout' => '60s' });
 my $wanted = $t->node->data_dir . '/sentdm.failpoint';
 my $reached = "$wanted.reached";
-my $checker = SentdmChecker->new($t);
+# It stands still inside of transactions, on purpose.
+my $checker = SentdmChecker->new($t, sample => 0);
 my $number = 0;
 my $victim;	# the worker that is to be killed
 
