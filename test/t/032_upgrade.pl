@@ -47,7 +47,7 @@ sub upgrade
 
 	$new->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 	$new->append_conf('postgresql.conf',
-		"shared_preload_libraries = 'sentdm'\n" . slurp_file($t->node->data_dir . '/sentdm.conf'));
+		"shared_preload_libraries = 'sentdm'\ncluster_name = 'upgraded'\n" . slurp_file($t->node->data_dir . '/sentdm.conf'));
 	$old->stop;
 	$before = $t->summary->{requests};
 	# It leaves a script in the directory where it runs.
@@ -89,6 +89,10 @@ sub nothing_twice
 	is_deeply([ @$summary{qw(max_effects_per_recipient duplicate accepted_requests)} ], [ 1, 0, $number ], $name);
 	return;
 }
+
+# The servers that pg_upgrade starts know nothing of how the test starts its own: they
+# are to find the name that was enabled, or that alone would keep them from sending.
+$t->node->append_conf('postgresql.conf', "cluster_name = 'upgraded'");
 
 my $states = q{SELECT string_agg(DISTINCT state, ',') FROM sentdm.messages};
 
