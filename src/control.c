@@ -327,6 +327,34 @@ sentdm_requeue(Datum message_ids, bool all, bool new_key)
 }
 
 /*
+ * Whatever sent for this queue until now may have tried them, and goes on perhaps:
+ * nothing that a copy carries tells.  But nobody did before they were due.  So where
+ * that is long ago, a key may be one that Sent has accepted and forgotten.
+ */
+static void
+give_up_old(void)
+{
+	static SentdmStatement give_up = {
+		.sql = "UPDATE sentdm.messages m SET state = 'uncertain', finished_at = pg_catalog.now(),"
+		" error_code = 'outcome_unknown', error = 'it is unknown whether Sent accepted it before sentdm_enable()'"
+		" WHERE state = 'queued' AND NOT EXISTS (SELECT FROM sentdm.outbox o WHERE o.message_id = m.id)"
+		" AND coalesce(send_at, created_at) < pg_catalog.now() - pg_catalog.make_interval(secs => $1)",
+		.nargs = 1,
+		.types = {FLOAT8OID}
+	};
+	Datum		values[1];
+	uint64		n;
+
+	values[0] = Float8GetDatum((double) sentdm_uncertain_after_s);
+	n = sentdm_execute(&give_up, values, NULL);
+	if (n > 0)
+		ereport(NOTICE,
+				(errmsg("%llu messages were due too long ago to be sent again by themselves",
+						(unsigned long long) n),
+				 errhint("Sent may have accepted them. See sentdm.problems, and sentdm_retry().")));
+}
+
+/*
  * Messages that wait here although nobody decided that this database sends them.
  * Returns how many stay on hold.
  */
@@ -348,7 +376,10 @@ treat_carried(Pending pending, bool is_copy)
 	if (is_copy)
 		sentdm_execute(&empty_queue, NULL, NULL);
 	if (pending == PENDING_SEND)
+	{
+		give_up_old();
 		(void) sentdm_requeue((Datum) 0, true, false);
+	}
 	else if (pending == PENDING_DISCARD)
 		sentdm_execute(&discard, NULL, NULL);
 	else if ((held = sentdm_execute(&count, NULL, NULL)) > 0)

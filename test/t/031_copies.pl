@@ -145,7 +145,16 @@ foreach my $database (qw(plain custom shop))
 	$other->safe_psql($database, "SELECT sentdm_cancel(message_id) FROM sentdm.outbox");
 }
 enable($other, 'plain', 'hold', \@carried);
-enable($other, 'custom', 'send', \@carried);
+# One was due before Sent could have forgotten its key, if it had accepted it since, and
+# one was written then, to be sent later.
+my ($old, $later) = map { send_one($other, 'custom') } 1 .. 2;
+$other->safe_psql('custom', "DELETE FROM sentdm.outbox; UPDATE sentdm.messages SET created_at = created_at - interval '23 hours',"
+	  . " send_at = CASE id WHEN '$later' THEN created_at END WHERE id IN ('$old', '$later')");
+enable($other, 'custom', 'send', [ @carried, $later ]);
+is($other->safe_psql('custom', 'SELECT message_id, problem, error_code FROM sentdm.problems'), "$old|uncertain|outcome_unknown",
+	'... but what may have been accepted for so long that Sent has forgotten it waits for a person');
+$other->safe_psql('custom', "SELECT sentdm_retry('$old')");
+state_becomes($other, 'custom', "id = '$old'", 'accepted', '... and is sent when one asks for it');
 enable($other, 'shop', 'discard', \@carried);
 
 # A base backup, under another cluster_name (the test module gives each server
