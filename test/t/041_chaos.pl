@@ -191,6 +191,23 @@ $t->sql('TRUNCATE sentdm.deliveries');
 my $summary = ends_well('there is room again');
 is("$summary->{requests} $summary->{replays}", '8 0', '... nothing had to be asked for again');
 
+# The disk is full for the log, which the server itself does not survive: no new segment
+# can be written by any process that runs now.  (A limit on the size of files does it, in
+# the same place as a full disk.)
+
+$t->faults({ action => 'latency', ms => 300, times => -1 });
+$position = $t->log_position;
+send_some(300);
+wait_until { $t->summary->{requests} >= 8 } 'requests are under way';
+my $segment = $t->sql("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'");
+PostgreSQL::Test::Utils::system_or_bail('prlimit', '--pid', $_, '--fsize=' . ($segment - 8192))
+  foreach split /\n/, $t->sql("SELECT pid FROM pg_stat_activity WHERE backend_type <> 'client backend'");
+wait_until { eval { $t->sql('SELECT pg_switch_wal()') }; $t->count_in_log(qr/PANIC:  could not write to file "pg_wal/, $position) } 'the log is full';
+wait_until { eval { $t->worker_pid } } 'the server is up again, with a worker';
+$t->expect_crashes($t->count_in_log(qr/PANIC:|was terminated by signal/, $position));
+cmp_ok($t->summary->{accepted_requests}, '<', 300, 'the log is full in the middle of sending');
+cmp_ok(ends_well('a server that went down for it')->{replays}, '>', 0, '... after Sent was asked again for what was in hand');
+
 # Somebody holds an old snapshot, and then a lock
 
 my $reader = $t->session;
