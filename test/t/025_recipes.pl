@@ -23,6 +23,8 @@ $t->sql(<<"SQL", 'shop');
 CREATE EXTENSION sentdm;
 SELECT sentdm_enable();
 SELECT sentdm_set_webhook_secret('$SentdmReceiver::secret');
+CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER watch AFTER INSERT ON sentdm.deliveries FOR EACH ROW EXECUTE FUNCTION watch();
 CREATE ROLE receiver LOGIN;
 SELECT sentdm_grant('receiver', 'webhook');
 SQL
@@ -55,6 +57,13 @@ my $page = SentdmPage->new($t, "$FindBin::Bin/../../docs/recipes.md", database =
 	environment => { NODE_PATH => $ENV{SENTDM_NODE_MODULES} || '', PGSERVICEFILE => "$scratch/services" });
 
 $page->works;
+
+# A trigger on a table of the extension
+
+my $triggers = "SELECT (SELECT count(*) FROM pg_proc WHERE proname = 'watch'), (SELECT count(*) FROM pg_trigger WHERE tgname = 'watch')";
+
+is($t->sql($triggers, 'shop_copy'), '1|0', 'a dump carries the function of a trigger on a table of sentdm, and not the trigger');
+is($new->safe_psql('shop', $triggers), '1|1', '... which was moved all the same');
 
 # What Sent saw
 

@@ -103,12 +103,15 @@ $t->all_become('accepted', 'true', 'the old server sends');
 my $identifier = $t->sql('SELECT system_identifier FROM sentdm.sender');
 fill($t->node);
 $t->sql('UPDATE sentdm.sender SET server_version = server_version - 10000');
+$t->sql("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+	  . 'CREATE TRIGGER watch AFTER INSERT ON sentdm.deliveries FOR EACH ROW EXECUTE FUNCTION watch()');
 my $new = upgrade($t->node);
 becomes($new, $states, 'accepted', 'the new server sends what was due, by itself');
 nothing_twice('... once, also what was in hand');
 is($new->safe_psql('postgres', 'SELECT count(*) FROM sentdm.problems'), 0, '... and needs nobody');
 is($new->safe_psql('postgres', "SELECT server_version = current_setting('server_version_num')::int, system_identifier <> $identifier FROM sentdm.sender"),
 	't|t', '... and knows who it is now');
+is($new->safe_psql('postgres', "SELECT count(*) FROM pg_trigger WHERE tgname = 'watch'"), 1, '... and a trigger on its tables came along');
 send_one($new);
 becomes($new, $states, 'accepted', '... and sends what is new');
 
