@@ -5,73 +5,244 @@
  * To start and end a plan for a single row costs more than the row.  The executor
  * has a way in that needs none, made for logical replication; what it does not
  * do, such as triggers for statements or row security, is left to a statement.
+ *
+ * What the executor has to know of a table costs more than the row, too, so it is
+ * kept for the next one, as long as nothing changes.  It is memory and nothing
+ * else: each row opens and locks the table and its indexes, and leaves nothing open.
+ * So no later command of the transaction finds the table in use, and there is
+ * nothing to undo when a statement, a savepoint or a transaction ends or fails.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_relation.h"
-#include "utils/lsyscache.h"
+#include "storage/lmgr.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/reltrigger.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "insert.h"
 
-/* Is there nothing about the table that we would pass by? */
+/* What was found out about a table; all of it is in the context. */
+typedef struct SentdmTarget
+{
+	MemoryContext context;
+	uint64		known;			/* the value of "changes" then */
+	Oid			table;
+	Oid		   *indexes;
+	bool		plain;			/* else a statement has to insert */
+	EState	   *estate;
+	ResultRelInfo *info;
+	TupleTableSlot *slot;
+	TransactionId last_used;	/* by this transaction */
+} SentdmTarget;
+
+/* Grows whenever a table, an index or a function is not what it was. */
+static uint64 changes = 0;
+
+static void
+on_relation_change(Datum arg, Oid relation)
+{
+	changes++;
+}
+
+/* Indexes can call functions, which are looked up once. */
+static void
+on_function_change(Datum arg, int cache, uint32 hash)
+{
+	changes++;
+}
+
+void
+sentdm_insert_init(void)
+{
+	CacheRegisterRelcacheCallback(on_relation_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, on_function_change, (Datum) 0);
+}
+
+/* Those for a subscriber do not, for it has no plain tables. */
+static bool
+fires_triggers(const TriggerDesc *triggers)
+{
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+
+		if (TRIGGER_FOR_INSERT(trigger->tgtype) && trigger->tgenabled != TRIGGER_DISABLED &&
+			trigger->tgenabled != TRIGGER_FIRES_ON_REPLICA)
+			return true;
+	}
+	return false;
+}
+
+/* Is there nothing about the table that we would pass by or that runs code of others? */
 static bool
 is_plain(Relation relation, int columns)
 {
-	const TriggerDesc *triggers = relation->trigdesc;
+	const TupleConstr *constraints = RelationGetDescr(relation)->constr;
 
 	return relation->rd_rel->relkind == RELKIND_RELATION &&
 		RelationGetNumberOfAttributes(relation) == columns &&
+		(constraints == NULL || constraints->num_check == 0) &&
 		relation->rd_rules == NULL && !relation->rd_rel->relrowsecurity &&
-		(triggers == NULL ||
-		 !(triggers->trig_insert_before_statement || triggers->trig_insert_after_statement ||
-		   triggers->trig_insert_after_row || triggers->trig_insert_new_table));
+		!fires_triggers(relation->trigdesc);
+}
+
+/* Other kinds of indexes may keep more than memory from one row to the next. */
+static bool
+has_plain_indexes(const ResultRelInfo *info)
+{
+	for (int i = 0; i < info->ri_NumIndices; i++)
+	{
+		const IndexInfo *index = info->ri_IndexRelationInfo[i];
+
+		if (index->ii_Am != BTREE_AM_OID || index->ii_Expressions != NIL || index->ii_ExclusionOps != NULL)
+			return false;
+	}
+	return true;
 }
 
 static void
-insert_into(Relation relation, const Datum *values, const bool *nulls, int n)
+open_indexes(SentdmTarget *target)
 {
-	EState	   *estate = CreateExecutorState();
-	ResultRelInfo *target = makeNode(ResultRelInfo);
+	for (int i = 0; i < target->info->ri_NumIndices; i++)
+		target->info->ri_IndexRelationDescs[i] = index_open(target->indexes[i], RowExclusiveLock);
+}
+
+static void
+close_indexes(SentdmTarget *target, LOCKMODE locked)
+{
+	for (int i = 0; i < target->info->ri_NumIndices; i++)
+		index_close(target->info->ri_IndexRelationDescs[i], locked);
+}
+
+/* What the executor wants for rows that come one by one. */
+static void
+prepare(SentdmTarget *target, Relation relation)
+{
 	RangeTblEntry *entry = makeNode(RangeTblEntry);
-	TupleTableSlot *slot;
 
 	entry->rtekind = RTE_RELATION;
 	entry->relid = RelationGetRelid(relation);
 	entry->relkind = relation->rd_rel->relkind;
 	entry->rellockmode = RowExclusiveLock;
-	sentdm_init_range_table(estate, entry);
-	InitResultRelInfo(target, relation, 1, NULL, 0);
-	estate->es_output_cid = GetCurrentCommandId(true);
-	ExecOpenIndices(target, false);
+	target->estate = CreateExecutorState();
+	sentdm_init_range_table(target->estate, entry);
+	target->info = makeNode(ResultRelInfo);
+	InitResultRelInfo(target->info, relation, 1, NULL, 0);
+	target->info->ri_TrigDesc = NULL;	/* none of them fires */
+	ExecOpenIndices(target->info, false);
+	target->indexes = palloc(target->info->ri_NumIndices * sizeof(Oid));
+	for (int i = 0; i < target->info->ri_NumIndices; i++)
+		target->indexes[i] = RelationGetRelid(target->info->ri_IndexRelationDescs[i]);
+	close_indexes(target, RowExclusiveLock);
+	target->plain = has_plain_indexes(target->info);
+	/* The table's own description would have to be held. */
+	target->slot = ExecInitExtraTupleSlot(target->estate, CreateTupleDescCopy(RelationGetDescr(relation)),
+										  &TTSOpsVirtual);
+}
 
-	slot = ExecInitExtraTupleSlot(estate, RelationGetDescr(relation), &TTSOpsVirtual);
-	memcpy(slot->tts_values, values, n * sizeof(Datum));
-	memcpy(slot->tts_isnull, nulls, n * sizeof(bool));
-	ExecStoreVirtualTuple(slot);
-	ExecSimpleRelationInsert(target, estate, slot);
+static SentdmTarget *
+find_out(const SentdmTable *table)
+{
+	RangeVar   *name = makeRangeVar("sentdm", unconstify(char *, table->name), -1);
+	Oid			relid = RangeVarGetRelid(name, RowExclusiveLock, false);
+	uint64		known = changes;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "sentdm table", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	SentdmTarget *target = palloc0(sizeof(SentdmTarget));
+	Relation	relation = table_open(relid, NoLock);
 
-	ExecCloseIndices(target);
-	ExecResetTupleTable(estate->es_tupleTable, false);
-	FreeExecutorState(estate);
+	target->context = context;
+	target->known = known;
+	target->table = relid;
+	if (is_plain(relation, table->columns))
+		prepare(target, relation);
+	table_close(relation, NoLock);
+	MemoryContextSwitchTo(old);
+	return target;
+}
+
+/*
+ * What is known of a table, which is locked.  It is taken out of where it is kept,
+ * and into the caller's memory: after an error in the middle of a row nobody finds
+ * it again, and a row within a row finds out for itself.
+ */
+static SentdmTarget *
+take(SentdmTable *table)
+{
+	SentdmTarget *target = table->target;
+
+	if (target == NULL)
+		return find_out(table);
+	table->target = NULL;
+	MemoryContextSetParent(target->context, CurrentMemoryContext);
+	/* A lock that is new tells what changed before it was granted. */
+	LockRelationOid(target->table, RowExclusiveLock);
+	if (target->known == changes)
+		return target;
+	MemoryContextDelete(target->context);
+	return find_out(table);
+}
+
+static void
+keep(SentdmTable *table, SentdmTarget *target)
+{
+	if (table->target != NULL)
+		MemoryContextDelete(table->target->context);
+	MemoryContextSetParent(target->context, CacheMemoryContext);
+	table->target = target;
+}
+
+/*
+ * A transaction that inserts more than one row keeps the locks of the indexes to
+ * its end, like that of the table: to take them for each row is a tenth of its cost.
+ */
+static LOCKMODE
+lock_to_release(SentdmTarget *target)
+{
+	TransactionId current = GetTopTransactionId();
+	bool		goes_on = target->last_used == current;
+
+	target->last_used = current;
+	return goes_on ? NoLock : RowExclusiveLock;
+}
+
+static void
+insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
+{
+	target->info->ri_RelationDesc = table_open(target->table, NoLock);
+	open_indexes(target);
+	target->estate->es_output_cid = GetCurrentCommandId(true);
+	memcpy(target->slot->tts_values, values, n * sizeof(Datum));
+	memcpy(target->slot->tts_isnull, nulls, n * sizeof(bool));
+	ExecStoreVirtualTuple(target->slot);
+	ExecSimpleRelationInsert(target->info, target->estate, target->slot);
+	ExecClearTuple(target->slot);
+	ResetPerTupleExprContext(target->estate);
+	close_indexes(target, lock_to_release(target));
+	table_close(target->info->ri_RelationDesc, NoLock);
 }
 
 bool
-sentdm_insert(const char *table, const Datum *values, const bool *nulls, int n)
+sentdm_insert(SentdmTable *table, const Datum *values, const bool *nulls)
 {
-	Oid			schema = get_namespace_oid("sentdm", false);
-	Relation	relation = table_open(get_relname_relid(table, schema), RowExclusiveLock);
-	bool		plain = is_plain(relation, n);
+	SentdmTarget *target = take(table);
+	bool		plain = target->plain && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA;
 
 	if (plain)
-		insert_into(relation, values, nulls, n);
-	table_close(relation, NoLock);
+		insert_into(target, values, nulls, table->columns);
+	keep(table, target);
 	return plain;
 }

@@ -5,12 +5,23 @@
 #ifndef SENTDM_INSERT_H
 #define SENTDM_INSERT_H
 
+/* A table of the schema sentdm with so many columns; the rest is ours. */
+typedef struct SentdmTable
+{
+	const char *name;
+	int			columns;
+	struct SentdmTarget *target;
+} SentdmTable;
+
+/* Register what hears of changes; once per process. */
+extern void sentdm_insert_init(void);
+
 /*
- * Insert a row into a table of the schema sentdm, with the values of all its
- * columns in their order; indexes and constraints are seen to.  False: nothing
- * was done, because the table has something that only a statement respects
- * (triggers, rules, row security, further columns).  Raises what an INSERT would.
+ * Insert a row, with the values of all columns in their order; indexes and
+ * constraints are seen to.  False: nothing was done, because the table has
+ * something that is left to a statement (triggers, rules, row security, checks,
+ * further columns, unusual indexes).  Raises what an INSERT would.
  */
-extern bool sentdm_insert(const char *table, const Datum *values, const bool *nulls, int n);
+extern bool sentdm_insert(SentdmTable *table, const Datum *values, const bool *nulls);
 
 #endif							/* SENTDM_INSERT_H */

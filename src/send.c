@@ -326,6 +326,7 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 		.sql = INSERT_MESSAGE " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
 		MESSAGE_ARGS
 	};
+	static SentdmTable messages = {.name = "messages", .columns = MESSAGE_COLUMNS};
 	Datum		values[MESSAGE_COLUMNS];
 	bool		nulls[MESSAGE_COLUMNS];
 
@@ -350,7 +351,7 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 
 	if (unique_key != NULL)
 		return execute(&insert_unique, values, nulls) > 0;
-	return sentdm_insert("messages", values, nulls, MESSAGE_COLUMNS) ||
+	return sentdm_insert(&messages, values, nulls) ||
 		execute(&insert, values, nulls) > 0;
 }
 
@@ -371,6 +372,7 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 		.nargs = OUTBOX_GIVEN,
 		.types = {UUIDOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, BOOLOID, INT4OID, INT4OID, INT8OID}
 	};
+	static SentdmTable outbox = {.name = "outbox", .columns = OUTBOX_COLUMNS};
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
 	Datum		values[OUTBOX_COLUMNS];
 	bool		nulls[OUTBOX_COLUMNS];
@@ -389,7 +391,7 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 	values[OUTBOX_ATTEMPTS] = Int32GetDatum(0);
 	values[OUTBOX_CRASHES] = Int32GetDatum(0);
 	values[OUTBOX_POSITION] = Int64GetDatum(sentdm_uuid7_time(id));
-	if (!sentdm_insert("outbox", values, nulls, OUTBOX_COLUMNS))
+	if (!sentdm_insert(&outbox, values, nulls))
 		execute(&insert, values, nulls);
 }
 

@@ -18,6 +18,7 @@
 
 #include "commands.h"
 #include "compat.h"
+#include "insert.h"
 #include "launcher.h"
 #include "send.h"
 #include "sentdm.h"
@@ -397,6 +398,7 @@ _PG_init(void)
 	define_receipt_settings();
 	MarkGUCPrefixReserved("sentdm");
 
+	sentdm_insert_init();
 	sentdm_send_init();
 	sentdm_commands_init();
 	if (sentdm_preloaded)
