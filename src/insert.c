@@ -45,11 +45,15 @@ typedef struct SentdmTarget
 	EState	   *estate;
 	ResultRelInfo *info;
 	TupleTableSlot *slot;
-	TransactionId last_used;	/* by this transaction */
+	uint64		locked_in;		/* the value of "releases" ... */
+	int			rows;			/* ... and how many were inserted since */
 } SentdmTarget;
 
 /* Grows whenever a table, an index or a function is not what it was. */
 static uint64 changes = 0;
+
+/* Grows whenever locks that were to be kept may have been released. */
+static uint64 releases = 0;
 
 static void
 on_relation_change(Datum arg, Oid relation)
@@ -64,9 +68,24 @@ on_function_change(Datum arg, int cache, uint32 hash)
 	changes++;
 }
 
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	releases++;
+}
+
+static void
+at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		releases++;
+}
+
 void
 sentdm_insert_init(void)
 {
+	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterSubXactCallback(at_subtransaction_end, NULL);
 	CacheRegisterRelcacheCallback(on_relation_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, on_function_change, (Datum) 0);
 }
@@ -113,20 +132,6 @@ has_plain_indexes(const ResultRelInfo *info)
 	return true;
 }
 
-static void
-open_indexes(SentdmTarget *target)
-{
-	for (int i = 0; i < target->info->ri_NumIndices; i++)
-		target->info->ri_IndexRelationDescs[i] = index_open(target->indexes[i], RowExclusiveLock);
-}
-
-static void
-close_indexes(SentdmTarget *target, LOCKMODE locked)
-{
-	for (int i = 0; i < target->info->ri_NumIndices; i++)
-		index_close(target->info->ri_IndexRelationDescs[i], locked);
-}
-
 /* What the executor wants for rows that come one by one. */
 static void
 prepare(SentdmTarget *target, Relation relation)
@@ -146,7 +151,7 @@ prepare(SentdmTarget *target, Relation relation)
 	target->indexes = palloc(target->info->ri_NumIndices * sizeof(Oid));
 	for (int i = 0; i < target->info->ri_NumIndices; i++)
 		target->indexes[i] = RelationGetRelid(target->info->ri_IndexRelationDescs[i]);
-	close_indexes(target, RowExclusiveLock);
+	ExecCloseIndices(target->info);
 	target->plain = has_plain_indexes(target->info);
 	/* The table's own description would have to be held. */
 	target->slot = ExecInitExtraTupleSlot(target->estate, CreateTupleDescCopy(RelationGetDescr(relation)),
@@ -188,8 +193,11 @@ take(SentdmTable *table)
 		return find_out(table);
 	table->target = NULL;
 	MemoryContextSetParent(target->context, CurrentMemoryContext);
+	if (target->locked_in != releases)
+		target->rows = 0;
 	/* A lock that is new tells what changed before it was granted. */
-	LockRelationOid(target->table, RowExclusiveLock);
+	if (target->rows == 0)
+		LockRelationOid(target->table, RowExclusiveLock);
 	if (target->known == changes)
 		return target;
 	MemoryContextDelete(target->context);
@@ -205,25 +213,9 @@ keep(SentdmTable *table, SentdmTarget *target)
 	table->target = target;
 }
 
-/*
- * A transaction that inserts more than one row keeps the locks of the indexes to
- * its end, like that of the table: to take them for each row is a tenth of its cost.
- */
-static LOCKMODE
-lock_to_release(SentdmTarget *target)
-{
-	TransactionId current = GetTopTransactionId();
-	bool		goes_on = target->last_used == current;
-
-	target->last_used = current;
-	return goes_on ? NoLock : RowExclusiveLock;
-}
-
 static void
-insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
+store(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
 {
-	target->info->ri_RelationDesc = table_open(target->table, NoLock);
-	open_indexes(target);
 	target->estate->es_output_cid = GetCurrentCommandId(true);
 	memcpy(target->slot->tts_values, values, n * sizeof(Datum));
 	memcpy(target->slot->tts_isnull, nulls, n * sizeof(bool));
@@ -231,8 +223,28 @@ insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
 	ExecSimpleRelationInsert(target->info, target->estate, target->slot);
 	ExecClearTuple(target->slot);
 	ResetPerTupleExprContext(target->estate);
-	close_indexes(target, lock_to_release(target));
-	table_close(target->info->ri_RelationDesc, NoLock);
+}
+
+/*
+ * Locks of indexes are released after the first row, as a statement does after its
+ * last; a transaction that inserts more keeps them, like that of the table.
+ */
+static void
+insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
+{
+	ResultRelInfo *info = target->info;
+	LOCKMODE	to_acquire = target->rows < 2 ? RowExclusiveLock : NoLock;
+	LOCKMODE	to_release = target->rows < 1 ? RowExclusiveLock : NoLock;
+
+	info->ri_RelationDesc = table_open(target->table, NoLock);
+	for (int i = 0; i < info->ri_NumIndices; i++)
+		info->ri_IndexRelationDescs[i] = index_open(target->indexes[i], to_acquire);
+	store(target, values, nulls, n);
+	for (int i = 0; i < info->ri_NumIndices; i++)
+		index_close(info->ri_IndexRelationDescs[i], to_release);
+	table_close(info->ri_RelationDesc, NoLock);
+	target->locked_in = releases;
+	target->rows = Min(target->rows + 1, 2);
 }
 
 bool

@@ -274,13 +274,16 @@ find_by_unique_key(const char *unique_key)
 	};
 	Datum		values[1];
 	bool		isnull;
-	pg_uuid_t  *id;
+	pg_uuid_t  *id = NULL;
 
 	values[0] = CStringGetTextDatum(unique_key);
-	if (sentdm_execute(&find, values, NULL) == 0)
-		return NULL;
-	id = SPI_palloc(sizeof(pg_uuid_t));
-	*id = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_connect();
+	if (sentdm_execute(&find, values, NULL) > 0)
+	{
+		id = SPI_palloc(sizeof(pg_uuid_t));
+		*id = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	SPI_finish();
 	return id;
 }
 
@@ -288,10 +291,14 @@ static uint64
 execute(SentdmStatement *statement, Datum *values, const bool *nulls)
 {
 	char		spi_nulls[SENTDM_MAX_ARGS];
+	uint64		rows;
 
 	for (int i = 0; i < statement->nargs; i++)
 		spi_nulls[i] = nulls[i] ? 'n' : ' ';
-	return sentdm_execute(statement, values, spi_nulls);
+	SPI_connect();
+	rows = sentdm_execute(statement, values, spi_nulls);
+	SPI_finish();
+	return rows;
 }
 
 static Datum
@@ -326,7 +333,7 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 		.sql = INSERT_MESSAGE " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
 		MESSAGE_ARGS
 	};
-	static SentdmTable messages = {.name = "messages", .columns = MESSAGE_COLUMNS};
+	static SentdmTable messages = {.name = "messages",.columns = MESSAGE_COLUMNS};
 	Datum		values[MESSAGE_COLUMNS];
 	bool		nulls[MESSAGE_COLUMNS];
 
@@ -372,7 +379,7 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 		.nargs = OUTBOX_GIVEN,
 		.types = {UUIDOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, BOOLOID, INT4OID, INT4OID, INT8OID}
 	};
-	static SentdmTable outbox = {.name = "outbox", .columns = OUTBOX_COLUMNS};
+	static SentdmTable outbox = {.name = "outbox",.columns = OUTBOX_COLUMNS};
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
 	Datum		values[OUTBOX_COLUMNS];
 	bool		nulls[OUTBOX_COLUMNS];
@@ -412,12 +419,7 @@ earlier_ids(const char *unique_key)
 	pg_uuid_t  *id;
 
 	while ((id = find_by_unique_key(key_of_request(unique_key, list_length(ids)))) != NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(id));
-
 		ids = lappend(ids, id);
-		MemoryContextSwitchTo(old);
-	}
 	if (ids == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -426,7 +428,7 @@ earlier_ids(const char *unique_key)
 	return ids;
 }
 
-/* Within SPI: store the requests of a draft; the ids live in the caller's context. */
+/* Store the requests of a draft. */
 static List *
 store(SentdmDraft *draft, List *requests, Name created_by)
 {
@@ -435,17 +437,14 @@ store(SentdmDraft *draft, List *requests, Name created_by)
 
 	foreach(cell, requests)
 	{
-		pg_uuid_t  *id = SPI_palloc(sizeof(pg_uuid_t));
+		pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 		char	   *unique_key = key_of_request(draft->unique_key, foreach_current_index(cell));
-		MemoryContext old;
 
 		sentdm_uuid7(id);
 		if (!insert_message(draft, id, (Jsonb *) lfirst(cell), unique_key, created_by))
 			return earlier_ids(draft->unique_key);
 		insert_outbox(draft, id);
-		old = MemoryContextSwitchTo(GetMemoryChunkContext(id));
 		ids = lappend(ids, id);
-		MemoryContextSwitchTo(old);
 	}
 	return ids;
 }
@@ -524,9 +523,7 @@ sentdm_enqueue(SentdmDraft *draft, Oid function, SentdmComplaint *complaint)
 	GetUserIdAndSecContext(&caller, &security_context);
 	namestrcpy(&created_by, GetUserNameFromId(caller, false));
 	SetUserIdAndSecContext(owner_of(function), security_context | SECURITY_LOCAL_USERID_CHANGE);
-	SPI_connect();
 	ids = store(draft, requests, &created_by);
-	SPI_finish();
 	SetUserIdAndSecContext(caller, security_context);
 
 	/* The worker may have been past that time before this commits. */

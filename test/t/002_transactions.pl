@@ -151,6 +151,24 @@ $late->query_safe('BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM plai
 $early->query('COMMIT');
 like($early->{stderr}, qr/could not serialize access/, 'of two transactions that cannot be serialized one fails');
 exactly_arrived([1413], '... and sends nothing');
+
+# What another session changes in between
+
+$early->{stderr} = '';
+$early->query_safe('SELECT say(1421)');
+$late->query_safe('ALTER TABLE sentdm.messages ADD CONSTRAINT none CHECK (false) NOT VALID');
+$early->query('SELECT say(1422)');
+like($early->{stderr}, qr/violates check constraint "none"/, 'a constraint of another session holds for the next message');
+$early->{stderr} = '';
+$late->query_safe('ALTER TABLE sentdm.messages DROP CONSTRAINT none');
+$early->query_safe('SELECT say(1423)');
+exactly_arrived([ 1421, 1423 ], '... and only until it goes');
+
+$early->query_safe('SET client_min_messages = warning; BEGIN; SELECT say(1431)');
+$late->query_safe("SELECT sentdm_opt_out('+15550001432')");
+$early->query_safe('SELECT say(1432); SELECT say(1433); COMMIT');
+exactly_arrived([ 1431, 1433 ], 'who opts out in another session is left out from the next statement on');
+$t->sql('TRUNCATE sentdm.optouts');
 $_->quit foreach $early, $late;
 
 # Without waiting for the disk
