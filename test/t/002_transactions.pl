@@ -155,19 +155,19 @@ exactly_arrived([1413], '... and sends nothing');
 # What another session changes in between
 
 $early->{stderr} = '';
+$t->sql(q{CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$});
 $early->query_safe('SELECT say(1421)');
-$late->query_safe(q{SET client_min_messages = warning; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
-	CREATE TRIGGER refuse BEFORE INSERT ON sentdm.messages FOR EACH ROW EXECUTE FUNCTION refuse()});
+$late->query_safe('CREATE TRIGGER refuse BEFORE INSERT ON sentdm.messages FOR EACH ROW EXECUTE FUNCTION refuse()');
 $early->query('SELECT say(1422)');
 like($early->{stderr}, qr/ERROR:  refused/, 'a trigger that another session made fires for the next message');
 $early->{stderr} = '';
-$late->query_safe('DROP FUNCTION refuse() CASCADE');
+$late->query_safe('DROP TRIGGER refuse ON sentdm.messages');
 $early->query_safe('SELECT say(1423)');
 exactly_arrived([ 1421, 1423 ], '... and only until it goes');
 
-$early->query_safe('SET client_min_messages = warning; BEGIN; SELECT say(1431)');
+$early->query_safe('SET client_min_messages = warning; SELECT say(1431)');
 $late->query_safe("SELECT sentdm_opt_out('+15550001432')");
-$early->query_safe('SELECT say(1432); SELECT say(1433); COMMIT');
+$early->query_safe('SELECT say(1432); SELECT say(1433)');
 exactly_arrived([ 1431, 1433 ], 'who opts out in another session is left out from the next statement on');
 $t->sql('TRUNCATE sentdm.optouts');
 $_->quit foreach $early, $late;
