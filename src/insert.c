@@ -61,7 +61,7 @@ on_relation_change(Datum arg, Oid relation)
 	changes++;
 }
 
-/* Indexes can call functions, which are looked up once. */
+/* Indexes and checks can call functions, which are looked up once. */
 static void
 on_function_change(Datum arg, int cache, uint32 hash)
 {
@@ -105,15 +105,12 @@ fires_triggers(const TriggerDesc *triggers)
 	return false;
 }
 
-/* Is there nothing about the table that we would pass by or that runs code of others? */
+/* Is there nothing about the table that we would pass by? */
 static bool
 is_plain(Relation relation, int columns)
 {
-	const TupleConstr *constraints = RelationGetDescr(relation)->constr;
-
 	return relation->rd_rel->relkind == RELKIND_RELATION &&
 		RelationGetNumberOfAttributes(relation) == columns &&
-		(constraints == NULL || constraints->num_check == 0) &&
 		relation->rd_rules == NULL && !relation->rd_rel->relrowsecurity &&
 		!fires_triggers(relation->trigdesc);
 }
@@ -124,9 +121,7 @@ has_plain_indexes(const ResultRelInfo *info)
 {
 	for (int i = 0; i < info->ri_NumIndices; i++)
 	{
-		const IndexInfo *index = info->ri_IndexRelationInfo[i];
-
-		if (index->ii_Am != BTREE_AM_OID || index->ii_Expressions != NIL || index->ii_ExclusionOps != NULL)
+		if (info->ri_IndexRelationInfo[i]->ii_Am != BTREE_AM_OID)
 			return false;
 	}
 	return true;

@@ -19,8 +19,8 @@ extern void sentdm_insert_init(void);
 /*
  * Insert a row, with the values of all columns in their order; indexes and
  * constraints are seen to.  False: nothing was done, because the table has
- * something that is left to a statement (triggers, rules, row security, checks,
- * further columns, unusual indexes).  Raises what an INSERT would.
+ * something that is left to a statement (triggers, rules, row security, further
+ * columns, unusual indexes).  Raises what an INSERT would.
  */
 extern bool sentdm_insert(SentdmTable *table, const Datum *values, const bool *nulls);
 

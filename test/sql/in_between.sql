@@ -132,6 +132,20 @@ SELECT say(13, 14);
 COMMIT;
 SELECT said();
 
+-- a kind of index that keeps more than memory from one row to the next
+BEGIN;
+CREATE INDEX recent ON sentdm.messages USING brin (created_at);
+SELECT say(1, 3);
+SELECT 1 / 0;
+ROLLBACK;
+CREATE INDEX recent ON sentdm.messages USING brin (created_at);
+SELECT say(1, 3);
+DROP INDEX sentdm.recent;
+SELECT say(4, 5);
+SELECT said();
+TRUNCATE sentdm.messages, sentdm.outbox;
+SELECT say(13, 14);
+
 -- in the middle of a statement
 CREATE FUNCTION change(n int) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
