@@ -60,6 +60,8 @@ COMMENT ON COLUMN sentdm.messages.attempts IS 'requests made that Sent may have 
 COMMENT ON COLUMN sentdm.messages.erased_at IS 'when its text and parameters were erased: it cannot be retried any more';
 COMMENT ON COLUMN sentdm.messages.request_id IS 'Sent''s id of the answered request, for its support';
 
+-- Half of a page and more is left free: a claim adds three times to each row, and
+-- all rows of a page are claimed at once, without a new entry in an index.
 CREATE TABLE sentdm.outbox (
 	message_id uuid NOT NULL,
 	part integer NOT NULL DEFAULT 0,
@@ -78,7 +80,7 @@ CREATE TABLE sentdm.outbox (
 	error_code text,
 	error text,
 	PRIMARY KEY (message_id, part)
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000,
+) WITH (fillfactor = 44, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000,
 		autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 50000);
 CREATE INDEX outbox_due ON sentdm.outbox (priority, due_at, position);
 

@@ -97,7 +97,7 @@ make_database() {
 		SELECT sentdm_set_webhook_secret('$SECRET');
 		CREATE SCHEMA plain;
 		CREATE TABLE plain.messages (LIKE sentdm.messages INCLUDING ALL);
-		CREATE TABLE plain.outbox (LIKE sentdm.outbox INCLUDING ALL) WITH (fillfactor = 60);
+		CREATE TABLE plain.outbox (LIKE sentdm.outbox INCLUDING ALL) WITH (fillfactor = 44);
 		CREATE TABLE plain.deliveries (LIKE sentdm.deliveries INCLUDING ALL) WITH (fillfactor = 85);
 		CREATE TABLE plain.events (LIKE sentdm.events INCLUDING ALL);
 		CREATE TABLE people AS
