@@ -34,7 +34,9 @@ typedef struct Transfer
 	struct Transfer *next;		/* in the free list or the list of all */
 	SentdmHttp *http;
 	CURL	   *easy;
-	struct curl_slist *headers;
+	CURLU	   *url;			/* parsed once, ... */
+	char	   *path;			/* ... for requests with this path */
+	struct curl_slist *headers; /* all in one piece of memory */
 	char	   *request_body;
 	size_t		max_answer;
 	size_t		capacity;
@@ -51,10 +53,20 @@ typedef struct QueuedResult
 	struct QueuedResult *next;
 } QueuedResult;
 
+/* A connection, by its descriptor; of other sockets nothing is remembered. */
+typedef struct Connection
+{
+	bool		open;
+	bool		wanted;			/* libcurl waits for it */
+	uint32_t	events;			/* what epoll looks for; 0: it is not there */
+} Connection;
+
 struct SentdmHttp
 {
 	CURLM	   *multi;
 	int			epoll_fd;
+	Connection *connections;
+	int			max_connections;
 	int			timer_fd;
 	int64_t		due_us;			/* when libcurl wants to be called; monotonic */
 	int64_t		armed_us;		/* when the timer goes off, perhaps too early */
@@ -64,6 +76,8 @@ struct SentdmHttp
 	bool		plain;			/* http://, which was checked to be loopback */
 	int			connect_timeout_ms;
 	int			request_timeout_ms;
+	char		date[64];		/* the last Date header, ... */
+	int64_t		date_unix;		/* ... and what it means */
 	Transfer   *active;
 	Transfer   *idle;
 	QueuedResult *first;
@@ -100,26 +114,93 @@ restore_signals(const sigset_t *saved)
 
 /* Callbacks of libcurl */
 
+/* NULL: it is none that on_open() has seen. */
+static Connection *
+connection_of(SentdmHttp *http, curl_socket_t socket)
+{
+	if (socket >= http->max_connections || !http->connections[socket].open)
+		return NULL;
+	return &http->connections[socket];
+}
+
+static void
+remember_connection(SentdmHttp *http, curl_socket_t socket)
+{
+	if (socket >= http->max_connections)
+	{
+		int			n = socket + 64;
+		Connection *longer = realloc(http->connections, n * sizeof(Connection));
+
+		if (longer == NULL)
+			return;
+		memset(longer + http->max_connections, 0, (n - http->max_connections) * sizeof(Connection));
+		http->connections = longer;
+		http->max_connections = n;
+	}
+	memset(&http->connections[socket], 0, sizeof(Connection));
+	http->connections[socket].open = true;
+}
+
+static curl_socket_t
+on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	curl_socket_t opened = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+
+	(void) purpose;
+	if (opened >= 0)
+		remember_connection(arg, opened);
+	return opened;
+}
+
+/* The kernel takes it out of the epoll instance. */
+static int
+on_close(void *arg, curl_socket_t socket)
+{
+	Connection *connection = connection_of(arg, socket);
+
+	if (connection != NULL)
+		connection->open = false;
+	return close(socket);
+}
+
+static void
+unwatch(SentdmHttp *http, curl_socket_t socket)
+{
+	epoll_ctl(http->epoll_fd, EPOLL_CTL_DEL, socket, NULL);
+}
+
+/*
+ * libcurl stops waiting for a connection after each answer and begins anew with
+ * the next request.  To tell the kernel each time would cost more than to receive
+ * the answer; so a connection stays where it is until something happens on it
+ * that nobody waits for.  That needs to be told when it is closed, because its
+ * number may be used again; of other sockets, such as the resolver's, we are not.
+ */
 static int
 on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_arg)
 {
 	SentdmHttp *http = arg;
+	Connection *connection = connection_of(http, socket);
 	struct epoll_event event;
 
 	(void) easy;
 	(void) socket_arg;
 	memset(&event, 0, sizeof(event));
 	event.data.fd = socket;
-	if (what == CURL_POLL_REMOVE)
-	{
-		epoll_ctl(http->epoll_fd, EPOLL_CTL_DEL, socket, NULL);
-		return 0;
-	}
-	if (what & CURL_POLL_IN)
+	if (what != CURL_POLL_REMOVE && (what & CURL_POLL_IN))
 		event.events |= EPOLLIN;
-	if (what & CURL_POLL_OUT)
+	if (what != CURL_POLL_REMOVE && (what & CURL_POLL_OUT))
 		event.events |= EPOLLOUT;
-	if (epoll_ctl(http->epoll_fd, EPOLL_CTL_MOD, socket, &event) != 0 && errno == ENOENT)
+	if (connection != NULL)
+	{
+		connection->wanted = what != CURL_POLL_REMOVE;
+		if (!connection->wanted || connection->events == event.events)
+			return 0;
+		connection->events = event.events;
+	}
+	if (what == CURL_POLL_REMOVE)
+		unwatch(http, socket);
+	else if (epoll_ctl(http->epoll_fd, EPOLL_CTL_MOD, socket, &event) != 0 && errno == ENOENT)
 		epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, socket, &event);
 	return 0;
 }
@@ -225,14 +306,28 @@ take_header(const char *line, size_t length, const char *name, char *value, size
 	return true;
 }
 
+/* Answers of the same second say the same. */
+static int64_t
+unix_time_of(SentdmHttp *http, const char *date)
+{
+	time_t		date_unix;
+
+	if (strcmp(date, http->date) != 0)
+	{
+		date_unix = curl_getdate(date, NULL);
+		http->date_unix = date_unix > 0 ? date_unix : 0;
+		strcpy(http->date, date);
+	}
+	return http->date_unix;
+}
+
 static size_t
 on_header(char *line, size_t size, size_t count, void *arg)
 {
 	Transfer   *transfer = arg;
 	SentdmHttpResult *result = transfer->result;
 	size_t		length = size * count;
-	char		date[64];
-	time_t		date_unix;
+	char		date[sizeof(transfer->http->date)];
 
 	if (length >= 5 && strncmp(line, "HTTP/", 5) == 0)
 	{
@@ -243,8 +338,7 @@ on_header(char *line, size_t size, size_t count, void *arg)
 	}
 	else if (take_header(line, length, "Date", date, sizeof(date)))
 	{
-		date_unix = curl_getdate(date, NULL);
-		result->date_unix = date_unix > 0 ? date_unix : 0;
+		result->date_unix = unix_time_of(transfer->http, date);
 	}
 	else if (!take_header(line, length, "X-Request-Id", result->request_id,
 						  sizeof(result->request_id)))
@@ -350,33 +444,46 @@ sentdm_http_create(const SentdmHttpOptions *options)
 
 /* Submitting */
 
-static bool
-add_header(struct curl_slist **headers, const char *name, const char *value)
+/* A list in one piece of memory, to be freed as such; NULL: there is none left. */
+static struct curl_slist *
+make_headers(const SentdmHttpRequest *request)
 {
-	char		line[1024];
-	struct curl_slist *longer;
+	const char *const lines[][2] = {
+		{"x-api-key: ", request->api_key},
+		{"Accept: ", "application/json"},
+		{"Content-Type: ", request->body ? "application/json" : NULL},
+		{"Idempotency-Key: ", request->idempotency_key},
+		{"x-profile-id: ", request->profile_id},
+	};
+	const int	n_lines = sizeof(lines) / sizeof(lines[0]);
+	size_t		size = sizeof(lines) / sizeof(lines[0]) * sizeof(struct curl_slist);
+	struct curl_slist *headers;
+	struct curl_slist *last = NULL;
+	char	   *text;
 
-	if (value == NULL)
-		return true;
-	if (snprintf(line, sizeof(line), "%s: %s", name, value) >= (int) sizeof(line))
-		return false;
-	longer = curl_slist_append(*headers, line);
-	if (longer == NULL)
-		return false;
-	*headers = longer;
-	return true;
-}
+	for (int i = 0; i < n_lines; i++)
+		size += lines[i][1] ? strlen(lines[i][0]) + strlen(lines[i][1]) + 1 : 0;
+	headers = malloc(size);
+	if (headers == NULL)
+		return NULL;
+	text = (char *) (headers + n_lines);
 
-static bool
-set_headers(Transfer *transfer, const SentdmHttpRequest *request)
-{
-	struct curl_slist **headers = &transfer->headers;
+	for (int i = 0; i < n_lines; i++)
+	{
+		struct curl_slist *header = last ? last + 1 : headers;
 
-	return add_header(headers, "x-api-key", request->api_key) &&
-		add_header(headers, "Accept", "application/json") &&
-		add_header(headers, "Content-Type", request->body ? "application/json" : NULL) &&
-		add_header(headers, "Idempotency-Key", request->idempotency_key) &&
-		add_header(headers, "x-profile-id", request->profile_id);
+		if (lines[i][1] == NULL)
+			continue;
+		header->data = text;
+
+		header->next = NULL;
+		text = stpcpy(stpcpy(text, lines[i][0]), lines[i][1]) + 1;
+
+		if (last != NULL)
+			last->next = header;
+		last = header;
+	}
+	return headers;
 }
 
 /* Options that are the same for every request; they stay with a reused handle. */
@@ -409,6 +516,10 @@ set_fixed_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
 					 (long) http->connect_timeout_ms + http->request_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
+	curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, http);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, http);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_before_request);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, transfer);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
@@ -417,23 +528,54 @@ set_fixed_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
 }
 
+/* The base URL with this path, parsed; NULL: it is none, or out of memory. */
+static CURLU *
+parse_url(const SentdmHttp *http, const char *path)
+{
+	size_t		base_length = strlen(http->base_url);
+	CURLU	   *url = curl_url();
+	char	   *text;
+
+	while (base_length > 0 && http->base_url[base_length - 1] == '/')
+		base_length--;
+	text = malloc(base_length + strlen(path) + 1);
+
+	if (url != NULL && text !=NULL)
+	{
+		memcpy(text, http->base_url, base_length);
+		strcpy(text +base_length, path);
+		if (curl_url_set(url, CURLUPART_URL, text, 0) == CURLUE_OK)
+		{
+			free(text);
+			return url;
+		}
+	}
+	free(text);
+	curl_url_cleanup(url);
+	return NULL;
+}
+
+/* Most requests have the path of the one before. */
+static bool
+set_url(Transfer *transfer, const char *path)
+{
+	CURLU	   *before = transfer->url;
+
+	if (before != NULL && strcmp(transfer->path, path) == 0)
+		return true;
+	free(transfer->path);
+	transfer->path = strdup(path);
+	transfer->url = transfer->path ? parse_url(transfer->http, path) : NULL;
+	curl_easy_setopt(transfer->easy, CURLOPT_CURLU, transfer->url);
+	curl_url_cleanup(before);
+	return transfer->url != NULL;
+}
+
 static bool
 set_request_options(Transfer *transfer, const SentdmHttpRequest *request)
 {
 	CURL	   *easy = transfer->easy;
-	size_t		base_length = strlen(transfer->http->base_url);
-	char	   *url;
-	bool		ok;
-
-	while (base_length > 0 && transfer->http->base_url[base_length - 1] == '/')
-		base_length--;
-	url = malloc(base_length + strlen(request->path) + 1);
-	if (url == NULL)
-		return false;
-	memcpy(url, transfer->http->base_url, base_length);
-	strcpy(url + base_length, request->path);
-	ok = curl_easy_setopt(easy, CURLOPT_URL, url) == CURLE_OK;
-	free(url);
+	const char *usual_method = request->body ? "POST" : "GET";
 
 	if (request->body != NULL)
 	{
@@ -443,9 +585,10 @@ set_request_options(Transfer *transfer, const SentdmHttpRequest *request)
 	}
 	else
 		curl_easy_setopt(easy, CURLOPT_HTTPGET, 1L);
-	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST,
+					 strcmp(request->method, usual_method) == 0 ? NULL : request->method);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
-	return ok;
+	return set_url(transfer, request->path);
 }
 
 static Transfer *
@@ -478,7 +621,7 @@ recycle(Transfer *transfer)
 {
 	SentdmHttp *http = transfer->http;
 
-	curl_slist_free_all(transfer->headers);
+	free(transfer->headers);
 	free(transfer->request_body);
 	transfer->headers = NULL;
 	transfer->request_body = NULL;
@@ -510,8 +653,9 @@ prepare(Transfer *transfer, const SentdmHttpRequest *request)
 			return false;
 		memcpy(transfer->request_body, request->body, request->body_length);
 	}
-	return transfer->result->body != NULL &&
-		set_headers(transfer, request) && set_request_options(transfer, request);
+	transfer->headers = make_headers(request);
+	return transfer->result->body != NULL && transfer->headers != NULL &&
+		set_request_options(transfer, request);
 }
 
 bool
@@ -620,7 +764,14 @@ serve(SentdmHttp *http, const struct epoll_event *event)
 	int			running;
 	int			mask = 0;
 	uint64_t	expirations;
+	Connection *connection = connection_of(http, event->data.fd);
 
+	if (connection != NULL && !connection->wanted)
+	{
+		unwatch(http, event->data.fd);
+		connection->events = 0;
+		return;
+	}
 	if (event->data.fd == http->timer_fd)
 	{
 		if (read(http->timer_fd, &expirations, sizeof(expirations)) > 0)
@@ -691,9 +842,11 @@ free_transfers(SentdmHttp *http, Transfer *transfer, bool under_way)
 		if (under_way)
 			curl_multi_remove_handle(http->multi, transfer->easy);
 		sentdm_http_free_result(transfer->result);
-		curl_slist_free_all(transfer->headers);
+		free(transfer->headers);
 		free(transfer->request_body);
 		curl_easy_cleanup(transfer->easy);
+		curl_url_cleanup(transfer->url);
+		free(transfer->path);
 		free(transfer);
 		transfer = next;
 	}
@@ -718,6 +871,7 @@ sentdm_http_destroy(SentdmHttp *http)
 		close(http->epoll_fd);
 	if (http->timer_fd >= 0)
 		close(http->timer_fd);
+	free(http->connections);
 	free(http->base_url);
 	free(http->ca_file);
 	free(http->user_agent);

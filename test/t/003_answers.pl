@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use POSIX ();
 use lib $FindBin::Bin;
 use SentdmTest;
 use Test::More;
@@ -23,6 +24,15 @@ sub envelope
 	my ($code, $message) = @_;
 
 	return qq({"success":false,"data":null,"error":{"code":"$code","message":"$message"},"meta":{"request_id":"req_x"}});
+}
+
+# CPU seconds that a process has used.
+sub cpu_s_of
+{
+	my ($pid) = @_;
+	my @fields = split ' ', PostgreSQL::Test::Utils::slurp_file("/proc/$pid/stat") =~ s/.*\) //sr;
+
+	return ($fields[11] + $fields[12]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 }
 
 # What the stand-in saw of one message, and what its row says.
@@ -103,6 +113,10 @@ foreach (1 .. 10)
 }
 is($t->sql("SELECT count(*), max(attempts) FROM sentdm.messages WHERE request ->> 'text' = 'dead connection'"), '10|1',
 	'connections that the other side closed are not taken for a failure of Sent');
+
+my $worker = $t->worker_pid;
+my $cpu_s = cpu_s_of($worker);
+stays_true { cpu_s_of($worker) < $cpu_s + 0.5 } 1.5, '... nor do they keep the worker busy';
 
 my $position = $t->log_position;
 my $before = $t->summary->{requests};
