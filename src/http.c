@@ -662,16 +662,12 @@ bool
 sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request)
 {
 	Transfer   *transfer = take_transfer(http);
-	sigset_t	saved;
-	bool		started;
 
 	if (transfer == NULL)
 		return false;
-	block_signals(&saved);
-	started = prepare(transfer, request) &&
-		curl_multi_add_handle(http->multi, transfer->easy) == CURLM_OK;
-	restore_signals(&saved);
-	if (!started)
+	/* This starts no thread, so signals need not be blocked. */
+	if (!prepare(transfer, request) ||
+		curl_multi_add_handle(http->multi, transfer->easy) != CURLM_OK)
 	{
 		sentdm_http_free_result(transfer->result);
 		recycle(transfer);
