@@ -133,9 +133,18 @@ like($notice, qr/^.*NOTICE:  600 requests to 600 recipients take at least 10 min
 	'a very large enqueue is told how long it takes');
 is(() = $notice =~ /NOTICE/g, 1, '... once');
 (undef, undef, $notice) = $node->psql('postgres', 'BEGIN; ' . sprintf($send, 599) . ' ROLLBACK; BEGIN; SAVEPOINT s; '
-	  . sprintf($send, 599) . ' ROLLBACK TO s; ' . sprintf($send, 30) . ' COMMIT;');
+	  . sprintf($send, 599) . ' ROLLBACK TO s; ' . sprintf($send, 89) . ' COMMIT;');
 is($notice, '', '... but not what is rolled back, nor a small one');
-is($t->sql("SELECT sentdm_cancel_tag('large')"), 631, 'a tag is cancelled while the queue is paused');
+(undef, undef, $notice) = $node->psql('postgres', 'BEGIN; ' . sprintf($send, 599) . " PREPARE TRANSACTION 'large';");
+like($notice, qr/NOTICE:  600 requests/, '... while what is prepared is announced, because nothing can be said later');
+$t->sql("ROLLBACK PREPARED 'large'");
+$t->set('sentdm.rate_limit' => '600/minute');
+(undef, undef, $notice) = $node->psql('postgres', sprintf($send, 199));
+is($notice, '', '... nor one that takes less than a minute');
+$t->set('sentdm.message_rate_limit' => '30/minute');
+(undef, undef, $notice) = $node->psql('postgres', "SELECT sentdm_send(ARRAY(SELECT '+1561' || n FROM generate_series(1000000, 1000134) n), body => 'x', tag => 'large')");
+like($notice, qr/NOTICE:  1 requests to 135 recipients take at least 5 minutes/, 'a limit on recipients counts here too');
+is($t->sql("SELECT sentdm_cancel_tag('large')"), 891, 'a tag is cancelled while the queue is paused');
 
 $t->stops_cleanly;
 

@@ -184,8 +184,8 @@ sub error_as
 	return $t->sql_error("SET SESSION AUTHORIZATION $role; $query");
 }
 
-as('ann', "SELECT sentdm_send('+14155550123', body => 'from ann', tag => 'a')");
 $t->faults({ action => 'status', code => 400, message => 'The number 14155550123 is wrong.' });
+as('ann', "SELECT sentdm_send('+14155550123', body => 'from ann', tag => 'a')");
 $t->becomes("SELECT count(*) FROM sentdm.outbox", 0, 'ann sends');
 as('bob', "SELECT sentdm_send('+49301234', body => 'from bob', tag => 'b')");
 $t->becomes("SELECT count(*) FROM sentdm.outbox", 0, 'bob sends');
@@ -219,6 +219,10 @@ sub sees
 	return;
 }
 
+$t->sql('SELECT sentdm_row_security(true)');
+is(as($_->[0], 'SELECT count(*) FROM sentdm.problems WHERE message_id IS NOT NULL'), $_->[1], "with row security $_->[0] sees $_->[1] problems")
+  foreach [ ann => 1 ], [ bob => 0 ], [ desk => 1 ], [ chief => 1 ];
+$t->sql('SELECT sentdm_row_security(false)');
 $t->faults();
 $t->sql("SELECT sentdm_retry(id) FROM sentdm.messages WHERE state = 'failed'");
 $t->all_become('accepted', 'true', 'both are accepted');
@@ -233,6 +237,7 @@ as('bob', "SELECT sentdm_send('+49301235', body => 'more from bob', tag => 'b')"
 $t->all_become('accepted', 'true', 'the worker still sends');
 is(delivered($t->sql("SELECT sent_id FROM sentdm.deliveries WHERE recipient = '+49301235'"), '+49301235'), 200, '... and webhooks are still applied');
 is(as('bob', 'SELECT count(*) FROM sentdm.status WHERE status = \'delivered\''), 1, '... for whoever sent it');
+is(as($_->[0], 'SELECT count(id) FROM sentdm.events'), $_->[1], "$_->[0] sees $_->[1] events") foreach [ ann => 0 ], [ bob => 1 ], [ chief => 2 ];
 $t->sql('DROP OWNED BY bob; DROP ROLE bob');
 is(as('chief', $counts{status}), 3, 'a role that is gone leaves its messages to operators');
 is(as('ann', $counts{status}), 1, '... and others see what they saw');
