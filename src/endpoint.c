@@ -15,8 +15,8 @@
 #include "sentdm.h"
 #include "sql.h"
 
-/* Sent tries for a while, and two clocks may differ. */
-#define BACKFILL_MARGIN_US (600 * USECS_PER_SEC)
+#define BACKFILL_MARGIN_US (300 * USECS_PER_SEC)	/* two clocks may differ */
+#define MOST_CLEAN_PAGES 500
 #define YOUNG_EVENT_S 60		/* may be under way */
 
 static char *
@@ -111,6 +111,7 @@ sentdm_endpoint_store(SentdmEndpoint *endpoint, Jsonb *answer)
 	if (answer == NULL)
 		return SENTDM_ENDPOINT_DONE;
 	endpoint->page = 1;
+	endpoint->clean_pages = 0;
 	return active || !sentdm_reactivate_webhook ? SENTDM_ENDPOINT_EVENTS : SENTDM_ENDPOINT_ACTIVATION;
 }
 
@@ -131,9 +132,12 @@ sentdm_endpoint_reactivated(const SentdmEndpoint *endpoint)
 }
 
 /*
- * Record what is missing of a page of the log; the newest come first.  All pages
- * are read when there was trouble; otherwise while something is missing, because
- * an account may have thousands of pages a day.
+ * Record what is missing of a page of the log; the newest come first.
+ *
+ * The log is read back to where the last look began: an event can be missed while
+ * those around it arrive, and nothing else would tell.  Only where that is a great
+ * many pages, all of them known, and there was no trouble, is the rest left unread,
+ * so that looking never takes much of the rate.
  */
 SentdmEndpointNeed
 sentdm_endpoint_events(SentdmEndpoint *endpoint, Jsonb *answer)
@@ -169,8 +173,14 @@ sentdm_endpoint_events(SentdmEndpoint *endpoint, Jsonb *answer)
 				(errmsg("webhook %s: fetched %lld events that did not arrive", uuid_text(&endpoint->id),
 						(long long) missing)));
 	endpoint->page++;
-	if (more && (endpoint->thorough || missing > 0))
+	endpoint->clean_pages = missing > 0 ? 0 : endpoint->clean_pages + 1;
+	if (more && (endpoint->thorough || endpoint->clean_pages < MOST_CLEAN_PAGES))
 		return SENTDM_ENDPOINT_EVENTS;
+	if (more)
+		ereport(LOG,
+				(errmsg("webhook %s: only the newest %d events since the last look were looked at",
+						uuid_text(&endpoint->id), MOST_CLEAN_PAGES * 100),
+				 errhint("Set sentdm.check_webhook to a shorter time.")));
 	values[1] = TimestampTzGetDatum(until);
 	sentdm_execute(&finish, values, NULL);
 	return SENTDM_ENDPOINT_DONE;

@@ -18,6 +18,7 @@ typedef struct SentdmEndpoint
 	bool		thorough;		/* it is, or was, in trouble: read its whole
 								 * log */
 	int			page;			/* of the log, to be read next */
+	int			clean_pages;	/* in a row, of which nothing was missing */
 } SentdmEndpoint;
 
 /* What to ask Sent next. */

@@ -87,9 +87,21 @@ is($t->sql("SELECT backfilled_until > '$since' FROM sentdm.webhooks WHERE id = '
 $t->sql("DELETE FROM sentdm.events WHERE received_at > '$since'");
 is($t->sql("SELECT sentdm_backfill('$id', clock_timestamp())"), 0, 'nothing older than asked for is fetched');
 
+# ... also while later ones arrived, and nothing was wrong
+
+$t->sql("SELECT sentdm_backfill('$id', '2026-01-01')");
+$receiver->start;
+$t->sql("SELECT sentdm_api('PATCH', '/v3/webhooks/$id/toggle-status', '{\"is_active\": true}'); UPDATE sentdm.webhooks SET backfilled_until = registered_at");
+$t->sql("DELETE FROM sentdm.events WHERE id IN (SELECT id FROM sentdm.events ORDER BY occurred_at, id LIMIT 5)");
+$t->set('sentdm.check_webhook' => '1s');
+$t->becomes('SELECT count(*) FROM sentdm.events', 252, 'the worker finds what was missed before many that were not');
+is($t->sql("SELECT failures, trouble FROM sentdm.webhooks WHERE id = '$id' AND backfilled_until > registered_at"), '0|', '... without trouble to make it look');
+$t->set('sentdm.check_webhook' => undef);
+
 # Who may
 
 $t->sql("CREATE ROLE operator LOGIN; SELECT sentdm_grant('operator', 'operator'); CREATE ROLE reader LOGIN; SELECT sentdm_grant('reader', 'reader')");
+$t->sql("DELETE FROM sentdm.events WHERE received_at > '$since'");
 is($t->sql("SET ROLE operator; SELECT sentdm_backfill('$id', '$since') > 0"), 't', 'an operator may');
 like($t->sql_error("SET ROLE reader; SELECT sentdm_backfill('$id', now())"), qr/ERROR:  42501:/, 'a reader may not');
 like($t->sql_error("SET ROLE reader; SELECT sentdm_rotate_webhook_secret('$id')"), qr/ERROR:  42501:/, '... nor rotate');
