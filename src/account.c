@@ -46,6 +46,14 @@ hash_of_address(void)
 	return hash_text(sentdm_ca_file, hash_text(sentdm_base_url, 0));
 }
 
+void
+sentdm_account_count_call(const char *key)
+{
+	SentdmDrainSettings settings = sentdm_drain_settings();
+
+	sentdm_share_spend(hash_text(key, hash_of_address()), &settings, sentdm_clock_us());
+}
+
 static void
 pause_for_settings(SentdmAccount *account, const char *key, const char *why)
 {

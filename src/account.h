@@ -26,6 +26,12 @@ typedef struct SentdmAccount
 extern SentdmDrainSettings sentdm_drain_settings(void);
 
 /*
+ * A session calls the API with this key: it counts for the rate that the workers
+ * keep to, and does not wait for it.
+ */
+extern void sentdm_account_count_call(const char *key);
+
+/*
  * Read the key that is in force.  None that is usable pauses; a changed one (or
  * base URL, or CA file) ends a pause that was made because of the old one.
  */

@@ -3,8 +3,9 @@
  *		sentdm_api(): one synchronous call of the API from a session.
  *
  * For an operator who asks something, not for sending: messages go through the
- * queue.  The call can be cancelled at any moment; the API's own words stay out
- * of errors, because they may quote a number.
+ * queue.  The call counts for the rate that the worker keeps to, but never waits
+ * for it.  It can be cancelled at any moment; the API's own words stay out of
+ * errors, because they may quote a number.
  */
 #include "postgres.h"
 
@@ -17,6 +18,7 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
+#include "account.h"
 #include "answer.h"
 #include "compat.h"
 #include "credentials.h"
@@ -100,7 +102,7 @@ close_call(Call *call)
 }
 
 static void
-submit(Call *call, const char *method, const char *path, const char *body)
+submit(Call *call, const char *method, const char *path, const char *body, const char *profile_id)
 {
 	SentdmHttpRequest request;
 	char		key[SENTDM_MAX_KEY];
@@ -116,11 +118,14 @@ submit(Call *call, const char *method, const char *path, const char *body)
 	request.method = method;
 	request.path = path;
 	request.api_key = key;
+	request.profile_id = profile_id;
 	request.body = body;
 	request.body_length = body ? strlen(body) : 0;
 	request.max_answer = LARGEST_ANSWER;
 	request.deadline_unix_us = INT64_MAX;
 	submitted = sentdm_http_submit(call->http, &request);
+	if (submitted)
+		sentdm_account_count_call(key);
 	explicit_bzero(key, sizeof(key));
 	if (!submitted)
 		ereport(ERROR,
@@ -213,13 +218,14 @@ data_of(const SentdmHttpResult *result, bool *isnull)
 	return JsonbPGetDatum(JsonbValueToJsonb(data));
 }
 
-/* sentdm_api(method text, path text, body jsonb) returns jsonb */
+/* sentdm_api(method text, path text, body jsonb, profile_id uuid) returns jsonb */
 Datum
 sentdm_api(PG_FUNCTION_ARGS)
 {
 	char	   *method;
 	char	   *path;
 	char	   *body = NULL;
+	char	   *profile_id = NULL;
 	Datum		data = (Datum) 0;
 	bool		isnull = true;
 	Call		call;
@@ -237,11 +243,14 @@ sentdm_api(PG_FUNCTION_ARGS)
 		body = pg_server_to_any(body, (int) strlen(body), PG_UTF8);
 	}
 
+	if (!PG_ARGISNULL(3))
+		profile_id = DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(3)));
+
 	memset(&call, 0, sizeof(call));
 	PG_TRY();
 	{
 		open_call(&call);
-		submit(&call, method, path, body);
+		submit(&call, method, path, body, profile_id);
 		wait_for_result(&call);
 		check_result(call.result);
 		data = data_of(call.result, &isnull);

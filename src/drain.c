@@ -717,7 +717,8 @@ void
 sentdm_drain_spend(SentdmDrain *drain, int64_t now_us)
 {
 	refill_all(drain, now_us);
-	if (is_limited(&drain->settings.requests))
+	if (is_limited(&drain->settings.requests) &&
+		drain->rates.requests.tokens > -(double) drain->settings.requests.amount)
 		drain->rates.requests.tokens -= 1;
 }
 

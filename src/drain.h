@@ -201,7 +201,8 @@ extern void sentdm_drain_started(SentdmDrain *drain, int recipients, int64_t now
 
 /*
  * A request was started that is not a message's, and that nobody reports the end
- * of: it only counts for the rate.
+ * of: it only counts for the rate.  More than a window's worth is never owed, as
+ * Sent forgets what is older.
  */
 extern void sentdm_drain_spend(SentdmDrain *drain, int64_t now_us);
 

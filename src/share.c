@@ -212,6 +212,27 @@ sentdm_share_unlock(const SentdmRates *rates)
 	LWLockRelease(lock);
 }
 
+void
+sentdm_share_spend(uint64_t access_hash, const SentdmDrainSettings *settings, int64_t now_us)
+{
+	SentdmDrain drain;
+
+	if (all == NULL)
+		return;
+	memset(&drain, 0, sizeof(drain));
+	drain.settings = *settings;
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SENTDM_MAX_DATABASES; i++)
+	{
+		if (all->shares[i].access_hash != access_hash)
+			continue;
+		drain.rates = all->shares[i].rates;
+		sentdm_drain_spend(&drain, now_us);
+		all->shares[i].rates = drain.rates;
+	}
+	LWLockRelease(lock);
+}
+
 static bool
 is_free(void)
 {

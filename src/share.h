@@ -32,6 +32,13 @@ extern void sentdm_share_lock(SentdmRates *rates);
 extern void sentdm_share_unlock(const SentdmRates *rates);
 
 /*
+ * A request with this hash is made by somebody who is no worker: count it, if any
+ * worker has used the hash.
+ */
+extern void sentdm_share_spend(uint64_t access_hash, const SentdmDrainSettings *settings,
+							   int64_t now_us);
+
+/*
  * While it is not known whether the key is good, only one worker may have a
  * request out: ten that are refused would lock the account.  Is it, or could it be,
  * this one?  If not, its latch will be set.  And: let it be this one.

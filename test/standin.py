@@ -1022,7 +1022,7 @@ class Hook:
     def takes(self, name, account):
         """Whether it subscribed to the event, such as message.sent, of the account ("": of any)."""
         family, _, suffix = name.partition(".")
-        if not self.active or account and self.account not in ("", account):
+        if not self.active or account and self.account not in ("", account, account.partition("/")[0]):
             return False
         if self.families and family not in self.families and family + "s" not in self.families:
             return False
@@ -1271,7 +1271,9 @@ class Api:
         if self.config.rate_limit:
             self.check_rate(account)
         if "x-profile-id" in request.headers:
-            self.check_profile(request.headers["x-profile-id"], request.headers["x-api-key"])
+            profile = request.headers["x-profile-id"].lower()
+            self.check_profile(profile, request.headers["x-api-key"])
+            account += "/" + profile    # what it owns is its own; limits and keys are the organization's
         key = request.headers.get("idempotency-key")
         if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
             fail("VALIDATION_007", "Idempotency-Key takes 1 to 255 letters, digits, '-' and '_'.")

@@ -41,6 +41,20 @@ is($t->sql('SELECT sentdm_sync_contacts()'), 1, 'whom Sent took back is taken ba
 is($t->sql('SELECT phone, opted_out, source FROM sentdm.optouts ORDER BY phone'),
 	"+15550000001|f|contacts\n+15550000002|t|message.received\n+15550000003|t|contacts",
 	'... but not who told us so themselves');
+$t->sql("TRUNCATE sentdm.optouts; SELECT sentdm_send('+1555' || n, body => 'x') FROM unnest('{0000004,0000005,1110003,2220003}'::text[]) n");
+$t->all_become('accepted', 'true', 'more people are contacts');
+$t->sql("INSERT INTO sentdm.optouts (phone, opted_out, since, source) SELECT '+1555' || n, opted_out, now() + since, source"
+	  . " FROM (VALUES ('0000004', true, interval '-1 year', 'manual'), ('0000005', true, '1 hour', 'contact.opt_out'),"
+	  . "  ('1110003', false, '-1 year', 'contact.opt_in'), ('2220003', false, '1 hour', 'contact.opt_in')) v(n, opted_out, since, source)");
+is($t->sql('SELECT sentdm_sync_contacts()'), 2, 'the later word counts');
+is($t->sql('SELECT phone, opted_out, source FROM sentdm.optouts ORDER BY phone'),
+	"+15550000003|t|contacts\n+15550000004|t|manual\n+15550000005|t|contact.opt_out\n+15551110003|t|contacts\n+15552220003|f|contact.opt_in",
+	'... whichever that is, and what was said here');
+my $contact = '{"phone_number": "%s", "opt_out": %s}';
+$t->faults({ match => { path => '/v3/contacts' }, action => 'status', code => 200, body => sprintf '{"success": true, "data": {"contacts": [%s], "pagination": {"has_more": false}}}',
+	join ', ', map { sprintf $contact, @$_ } [ '+15550000006', 'false' ], [ '+15550000006', 'true' ], [ '5550000007', 'true' ], [ '+15550000008', 'null' ] });
+is($t->sql('SELECT sentdm_sync_contacts()'), 1, 'of two contacts with one number no counts, and what is no number does not');
+is($t->sql("SELECT phone FROM sentdm.optouts WHERE phone ~ '000000[678]'"), '+15550000006', '... nor who said nothing');
 
 # Rows and pages
 
@@ -52,8 +66,20 @@ like($t->sql_error("SELECT * FROM sentdm_lookup('+1555000000x/../me')"), qr/ERRO
 my $people = $t->sql("SELECT count(*) FROM sentdm_send(ARRAY(SELECT '+1555010' || n FROM generate_series(1000, 1249) n), body => 'x')");
 $t->all_become('accepted', 'true', 'many more become contacts');
 is($t->sql("SELECT count(*), count(DISTINCT id), bool_and(available_channels = '{sms,whatsapp}'), bool_and(created_at < now()) FROM sentdm_contacts()"),
-	'253|253|t|t', 'all pages are fetched, each once, as typed rows');
-is($t->sql("SELECT jsonb_array_length(sentdm_api('GET', '/v3/contacts?page=3&page_size=100') -> 'contacts')"), 53, '... which are three');
+	'257|257|t|t', 'all pages are fetched, each once, as typed rows');
+is($t->sql("SELECT jsonb_array_length(sentdm_api('GET', '/v3/contacts?page=3&page_size=100') -> 'contacts')"), 57, '... which are three');
+
+# For a sender profile
+
+my $profile = '7ba7b820-9dad-11d1-80b4-00c04fd430c8';
+my $ours = $t->send("'+15550000010', body => 'x'");
+my $theirs = $t->send("'+15550000011', body => 'x', profile_id => '$profile'");
+
+$t->all_become('accepted', 'true', 'a message is sent for a profile');
+my $their_id = $t->sql("SELECT sent_id FROM sentdm.deliveries WHERE message_id = '$theirs'");
+like($t->sql_error("SELECT sentdm_api('GET', '/v3/messages/$their_id')"), qr/ERROR:  02000:/, 'who did not send it may not ask for it');
+is($t->sql("SELECT sentdm_api('GET', '/v3/messages/$their_id', profile_id => '$profile') ->> 'id'"), $their_id, '... but the profile may');
+is($t->sql("SELECT status FROM sentdm_refresh('$_')"), 'queued', 'sentdm_refresh() asks as who sent it') foreach $theirs, $ours;
 
 # Errors by class
 
@@ -135,6 +161,19 @@ cmp_ok((sort { $a <=> $b } @overdue)[0], '>', -10, '... not before its time');
 is($t->sql('SELECT count(*) FROM pg_locks WHERE NOT granted'), 0, 'nobody waits for anything');
 $t->faults();
 is($t->sql('SELECT count(*) FROM sentdm_me()'), 1, '... and the next call works');
+
+# Each call counts, and none waits
+
+$t->set('sentdm.rate_limit' => '60/minute');
+$t->send("'+15550000012', body => 'x'");
+$t->outbox_drains('a message is sent at 60 a minute');
+my $took = $t->sql('SELECT clock_timestamp() AS began \gset' . "\nDO \$\$ BEGIN FOR i IN 1 .. 20 LOOP PERFORM * FROM sentdm_me(); END LOOP; END \$\$;\n"
+	  . "SELECT extract(epoch FROM clock_timestamp() - :'began')");
+cmp_ok($took, '<', 15, 'twenty calls do not wait for the rate');
+my $later = $t->send("'+15550000013', body => 'x'");
+stays_true { $t->sql("SELECT state = 'queued' FROM sentdm.messages WHERE id = '$later'") eq 't' } 4, '... but the worker does';
+$t->set('sentdm.rate_limit' => 'off');
+$t->all_become('accepted', "id = '$later'", '... and without a limit it need not');
 
 $t->stop_standin;
 like($t->sql_error('SELECT * FROM sentdm_me()'), qr/ERROR:  08006: the API did not answer\n/, 'an API that cannot be reached is 08006');
