@@ -1,11 +1,11 @@
 # README.md is true: the server is set up as it says; its SQL runs, in order, and
-# answers what it shows there; its program takes webhooks; its tables name the
-# functions, columns and settings that there are.
+# answers what it shows there, and so does that of the pages that go on from it; its
+# program takes webhooks; its settings are as it says, and its links lead somewhere.
 use strict;
 use warnings;
 
 use Cwd qw(abs_path);
-use File::Basename qw(dirname);
+use File::Basename qw(basename dirname);
 use HTTP::Tiny;
 use IO::Socket::INET;
 use IPC::Run;
@@ -24,7 +24,8 @@ my ($secret) = $readme =~ /sentdm_set_webhook_secret\('(whsec_[^']+)'/;
 my $scratch = PostgreSQL::Test::Utils::tempdir();
 my $t = SentdmTest->new('readme', enable => 0, settings => { 'sentdm.api_key' => undef, server_settings() },
 	standin => [ '--lifecycle', 'auto', '--step-ms', '1', '--webhook-secret', $secret ]);
-my $page = SentdmPage->new($t, $path, database => 'readme', while_waiting => \&hand_on_webhooks);
+my @pages = map { SentdmPage->new($t, dirname($path) . "/$_", database => 'readme', while_waiting => \&hand_on_webhooks) }
+  qw(README.md docs/sending.md docs/operating.md);
 my $handed_on = 0;
 
 # The block of another language than SQL that has a text in it.
@@ -52,7 +53,7 @@ sub server_settings
 sub table
 {
 	my ($heading) = @_;
-	my ($section) = $readme =~ /^### \Q$heading\E\n(.*?)(?=^##)/ms;
+	my ($section) = $readme =~ /^## \Q$heading\E\n(.*?)(?=^## )/ms;
 
 	return map { [ map { s/^ +| +$//gr } /[^|]+/g ] } grep { /^\| `/ } split /\n/, $section;
 }
@@ -69,34 +70,6 @@ sub hand_on_webhooks
 		  . " array_agg(e -> 'headers') AS headers FROM jsonb_array_elements(\$list\$$list\$list\$) e) AS news,"
 		  . " sentdm_receive_webhooks(bodies, headers)", 'readme') if @{ $news->{events} };
 	$handed_on = $news->{next};
-	return;
-}
-
-# The tables, against the extension; while it is installed
-
-sub check_functions
-{
-	my $text = join ' ', map { $_->[0] } table('Functions');
-	my %described = map { $_ => 1 } $text =~ /\b(sentdm_\w+)\(/g;
-	my $there = $t->sql("SELECT string_agg(DISTINCT proname, ' ' ORDER BY proname) FROM pg_proc WHERE proname ~ '^sentdm_'");
-
-	is(join(' ', sort keys %described), $there, 'the functions are those of the table');
-	return;
-}
-
-sub check_relations
-{
-	my %described = map { $_->[0] =~ s/`//gr => $_->[2] } table('Relations');
-
-	foreach my $relation (sort keys %described)
-	{
-		# What stands in parentheses are values and remarks.
-		my @columns = $described{$relation} =~ s/\([^)]*\)//gr =~ /`(\w+)`/g;
-		my $unknown = $t->sql("SELECT string_agg(c, ' ') FROM unnest('{" . join(',', @columns) . "}'::name[]) c"
-			  . " WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'sentdm.$relation'::regclass AND attname = c)");
-
-		is($unknown, '', "relation $relation has the columns that the table names");
-	}
 	return;
 }
 
@@ -125,10 +98,38 @@ sub check_settings
 
 		# Both secrets show stars, whatever they are.
 		$default = '' if $default =~ /^\*+$/;
-		is_deeply(delete $described{$name}, [ canonical($default, $unit), $set_by{$context} ],
-			"setting $name is as the table says");
+		is_deeply(delete $described{$name}, [ canonical($default, $unit), $set_by{$context} ], "setting $name is as the table says")
+		  if $described{$name};
 	}
 	is(join(' ', sort keys %described), '', 'the table names no other settings');
+	return;
+}
+
+# The links of all pages of the documentation that lead to other pages, or to a place
+# in one.
+sub check_links
+{
+	my $root = dirname($path);
+	my %anchors;
+
+	foreach my $page ("$root/README.md", "$root/CONTRIBUTING.md", glob "$root/docs/*.md")
+	{
+		$anchors{ abs_path($page) } = { map { lc s/[^\w -]//gr =~ s/ /-/gr => 1 } slurp_file($page) =~ /^##+ (.*)$/mg };
+	}
+	foreach my $page (sort keys %anchors)
+	{
+		my @broken;
+
+		foreach my $link (slurp_file($page) =~ /\]\((?!https?:)([^)\s]+)\)/g)
+		{
+			my ($file, $place) = split /#/, $link;
+			my $target = $file eq '' ? $page : dirname($page) . "/$file";
+
+			push @broken, $link
+			  if !-e $target || defined $place && !$anchors{ abs_path($target) }{$place};
+		}
+		is("@broken", '', 'the links of ' . basename($page) . ' lead somewhere');
+	}
 	return;
 }
 
@@ -165,12 +166,11 @@ sub check_program
 }
 
 $t->sql('CREATE DATABASE readme');
-check_functions();
-check_relations();
 check_settings();
+check_links();
 check_program();
 
-$page->works;
+$_->works foreach @pages;
 is($t->summary->{max_effects_per_key}, 1, 'nothing was sent twice');
 $t->stops_cleanly;
 
