@@ -434,10 +434,7 @@ $t->set('sentdm.environment' => undef);
 $t->all_become('accepted', "id = '$id'", '... and back at home the message is sent');
 
 $node->stop;
-{
-	local $node->{_name} = 'elsewhere';		# becomes cluster_name
-	$node->start;
-}
+start_as($node, 'elsewhere');
 is(health_of('fence'), 'f|cluster_name differs from the one that was enabled', 'a changed cluster_name is a fence');
 $before = $t->summary->{requests};
 $id = send_one();

@@ -7,9 +7,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::Bin;
 use IO::Socket::INET;
-use IPC::Run;
 use JSON::PP;
-use POSIX ();
 use PostgreSQL::Test::Utils;
 use SentdmReceiver;
 use SentdmTest;
@@ -17,17 +15,8 @@ use Test::More;
 
 my $t = SentdmTest->new('ways', enable => 0);
 my $page = slurp_file("$FindBin::Bin/../../docs/webhooks.md");
-my %running;
 
 SentdmReceiver->prepare($t);
-
-END
-{
-	my $exit_code = $?;
-
-	end_process($_) foreach keys %running;
-	$? = $exit_code;
-}
 
 # The block that follows <!-- recipe: name -->.
 sub recipe
@@ -36,40 +25,6 @@ sub recipe
 
 	$page =~ /^<!-- recipe: \Q$name\E -->\n```\w+\n(.*?)^```$/ms || die "there is no recipe $name";
 	return $1;
-}
-
-sub start_process
-{
-	my ($log, @command) = @_;
-	my $pid = fork;
-
-	die "could not fork: $!" unless defined $pid;
-	if ($pid == 0)
-	{
-		open STDIN, '<', '/dev/null';
-		open STDOUT, '>>', $log;
-		open STDERR, '>&', \*STDOUT;
-		exec @command or POSIX::_exit(127);
-	}
-	$running{$pid} = 1;
-	return $pid;
-}
-
-sub end_process
-{
-	my ($pid) = @_;
-
-	delete $running{$pid};
-	kill 'TERM', $pid;
-	waitpid $pid, 0;
-	return;
-}
-
-sub free_port
-{
-	my $socket = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1', LocalPort => 0);
-
-	return $socket->sockport;
 }
 
 sub wait_for_port

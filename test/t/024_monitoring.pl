@@ -8,7 +8,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::Bin;
 use HTTP::Tiny;
-use IO::Socket::INET;
 use IPC::Run;
 use JSON::PP;
 use POSIX ();
@@ -20,26 +19,7 @@ use Test::More;
 my $packaging = "$FindBin::Bin/../../packaging/monitoring";
 my $scratch = PostgreSQL::Test::Utils::tempdir();
 my $t = SentdmTest->new('monitoring', standin => [ '--lifecycle', 'off' ]);
-my ($exporter, $address);
-
-END
-{
-	my $exit_code = $?;
-
-	if ($exporter)
-	{
-		kill 'TERM', $exporter;
-		waitpid $exporter, 0;
-	}
-	$? = $exit_code;
-}
-
-sub free_port
-{
-	my $socket = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "no port: $!";
-
-	return $socket->sockport;
-}
+my $address;
 
 # The exporter with the file as it is, except for where the database is and how
 # long to wait between two looks.
@@ -54,14 +34,9 @@ sub start_exporter
 	$config =~ s/interval: 15s/interval: 200ms/ or die 'no interval in sql_exporter.yml';
 	append_to_file("$scratch/sql_exporter.yml", $config);
 	$address = '127.0.0.1:' . free_port();
-	$exporter = fork;
-	die "could not fork: $!" unless defined $exporter;
-	return if $exporter;
-	open STDIN, '<', '/dev/null';
-	open STDOUT, '>>', "$PostgreSQL::Test::Utils::log_path/sql_exporter.log";
-	open STDERR, '>&', \*STDOUT;
-	exec 'prometheus-sql-exporter', '-config.file', "$scratch/sql_exporter.yml", '-web.listen-address', $address
-	  or POSIX::_exit(127);
+	start_process("$PostgreSQL::Test::Utils::log_path/sql_exporter.log",
+		'prometheus-sql-exporter', '-config.file', "$scratch/sql_exporter.yml", '-web.listen-address', $address);
+	return;
 }
 
 # All series as "name col label" => value; label is that of the queue's priority.

@@ -167,10 +167,7 @@ sub base_backup
 
 	$clone->init_from_backup($node, 'clone');
 	configure($clone, %settings);
-	{
-		local $clone->{_name} = $cluster_name;
-		$clone->start;
-	}
+	start_as($clone, $cluster_name);
 	return $clone;
 }
 

@@ -54,30 +54,8 @@ sub upgrade
 	command_ok([ 'sh', '-c', 'cd "$0" && exec "$@"', $new->basedir, 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $programs, '-B', $programs,
 			'-s', $new->host, '-p', $old->port, '-P', $new->port ], 'pg_upgrade runs');
 	is($t->summary->{requests}, $before, '... and nothing is sent meanwhile, though messages are due');
-	start($new);
+	start_as($new, 'upgraded');
 	return $new;
-}
-
-sub start
-{
-	my ($node) = @_;
-	local $node->{_name} = 'upgraded';	# becomes cluster_name
-
-	$node->start;
-	return;
-}
-
-sub becomes
-{
-	my ($node, $query, $expected, $name) = @_;
-	my $result;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-
-	eval {
-		wait_until { ($result = $node->safe_psql('postgres', $query)) eq $expected } $name;
-	};
-	is($result, $expected, $name);
-	return;
 }
 
 sub nothing_twice
@@ -106,14 +84,14 @@ $t->sql('UPDATE sentdm.sender SET server_version = server_version - 10000');
 $t->sql("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
 	  . 'CREATE TRIGGER watch AFTER INSERT ON sentdm.deliveries FOR EACH ROW EXECUTE FUNCTION watch()');
 my $new = upgrade($t->node);
-becomes($new, $states, 'accepted', 'the new server sends what was due, by itself');
+node_becomes($new, $states, 'accepted', 'the new server sends what was due, by itself');
 nothing_twice('... once, also what was in hand');
 is($new->safe_psql('postgres', 'SELECT count(*) FROM sentdm.problems'), 0, '... and needs nobody');
 is($new->safe_psql('postgres', "SELECT server_version = current_setting('server_version_num')::int, system_identifier <> $identifier FROM sentdm.sender"),
 	't|t', '... and knows who it is now');
 is($new->safe_psql('postgres', "SELECT count(*) FROM pg_trigger WHERE tgname = 'watch'"), 1, '... and a trigger on its tables came along');
 send_one($new);
-becomes($new, $states, 'accepted', '... and sends what is new');
+node_becomes($new, $states, 'accepted', '... and sends what is new');
 
 # Between clusters of one version.  pg_createsubscriber leaves the same traces on a
 # copy, so a person has to say which it is.
@@ -122,17 +100,17 @@ fill($new);
 my $newer = upgrade($new);
 my $before = $t->summary->{requests};
 my $fence = q{SELECT ok, detail FROM sentdm_health() WHERE name = 'fence'};
-becomes($newer, 'SELECT copy_of FROM sentdm.sender', 'this database is a copy from another cluster',
+node_becomes($newer, 'SELECT copy_of FROM sentdm.sender', 'this database is a copy from another cluster',
 	'without another version it could be a copy of a standby');
 is($newer->safe_psql('postgres', $fence), 'f|this database is a copy from another cluster', '... and is fenced');
 $newer->safe_psql('postgres', 'UPDATE sentdm.sender SET server_version = server_version - 10000');
 $newer->stop;
-start($newer);
+start_as($newer, 'upgraded');
 stays_true { $t->summary->{requests} == $before } 0.5, '... and nothing is sent';
 is($newer->safe_psql('postgres', $fence), 'f|this database is a copy from another cluster', '... also when a copy is upgraded later');
 like($newer->safe_psql('postgres', 'SELECT hint FROM sentdm.problems'), qr/SELECT sentdm_enable\(\)/, '... and the hint names the command');
 $newer->safe_psql('postgres', "SELECT sentdm_enable('send')");
-becomes($newer, $states, 'accepted', q{sentdm_enable('send') goes on where the old server stopped});
+node_becomes($newer, $states, 'accepted', q{sentdm_enable('send') goes on where the old server stopped});
 nothing_twice('... and nothing is sent twice');
 is($newer->safe_psql('postgres', $fence), 't|this is the database that was enabled', '... and the fence is gone');
 

@@ -17,16 +17,6 @@ my $t = SentdmTest->new('alpha', init => { allows_streaming => 1 });
 my $alpha = $t->node;
 my $number = 0;
 
-# All under one cluster_name, as the members of one cluster should be.
-sub start
-{
-	my ($node) = @_;
-	local $node->{_name} = 'alpha';
-
-	$node->start;
-	return $node;
-}
-
 sub standby_of
 {
 	my ($primary, $name) = @_;
@@ -35,7 +25,7 @@ sub standby_of
 	$standby->init_from_backup($primary, 'base', has_streaming => 1);
 	$standby->append_conf('postgresql.conf', "synchronous_standby_names = ''\nprimary_conninfo = '"
 		  . $primary->connstr . " application_name=$name'");
-	start($standby);
+	start_as($standby, 'alpha');
 	wait_until { $primary->safe_psql('postgres', "SELECT count(*) FROM pg_stat_replication WHERE application_name = '$name' AND state = 'streaming'") } "$name streams";
 	return $standby;
 }
@@ -59,19 +49,6 @@ sub send_some
 
 	$node->safe_psql('postgres', join ';', $settings || (), map { "SELECT sentdm_send('$_', body => 'x')" } @numbers);
 	return @numbers;
-}
-
-sub becomes
-{
-	my ($node, $query, $expected, $name) = @_;
-	my $result;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-
-	eval {
-		wait_until { ($result = $node->safe_psql('postgres', $query)) eq $expected } $name;
-	};
-	is($result, $expected, $name);
-	return;
 }
 
 sub states
@@ -98,14 +75,14 @@ $alpha->append_conf('postgresql.conf', "synchronous_standby_names = 'beta'");
 $alpha->reload;
 wait_until { $t->sql("SELECT sync_state FROM pg_stat_replication") eq 'sync' } 'the standby is synchronous';
 my @together = send_some($alpha, 3);
-becomes($alpha, states(), 'accepted', 'with its standby the primary sends');
+node_becomes($alpha, states(), 'accepted', 'with its standby the primary sends');
 isolate($alpha, $beta);
 
 # Sessions that do not wait for the standby can still commit messages.
 my $before = $t->summary->{requests};
 my @alone = send_some($alpha, 3, 'SET synchronous_commit = local');
 my $worker = "FROM pg_stat_activity WHERE backend_type = 'sentdm worker'";
-becomes($alpha, "SELECT wait_event $worker", 'SyncRep', 'cut off from it, the worker waits with its claims');
+node_becomes($alpha, "SELECT wait_event $worker", 'SyncRep', 'cut off from it, the worker waits with its claims');
 is($t->sql("SELECT xact_start IS NULL AND backend_xid IS NULL AND backend_xmin IS NULL $worker"), 't',
 	'... outside of a transaction, and holds back no vacuum');
 is($t->summary->{requests}, $before, '... and sends nothing new');
@@ -118,8 +95,8 @@ my $began = Time::HiRes::time();
 $alpha->stop('fast');
 my $seconds = Time::HiRes::time() - $began;
 cmp_ok($seconds, '<', 10, sprintf '... and does not keep the server from shutting down (%.1f s)', $seconds);
-start($alpha);
-becomes($alpha, "SELECT wait_event $worker", 'SyncRep', 'after a restart it waits again');
+start_as($alpha, 'alpha');
+node_becomes($alpha, "SELECT wait_event $worker", 'SyncRep', 'after a restart it waits again');
 stays_true { $t->summary->{requests} == $before } 0.3, '... and sends nothing';
 is($t->sql('SELECT count(claimed_at) > 0, max(crashes) FROM sentdm.outbox'), 't|0',
 	'... with claims in its hands that were handed back unharmed before');
@@ -130,7 +107,7 @@ my @promoted = send_some($beta, 2);
 wait_until { grep { $_->{to}[0] eq $promoted[0] } $t->arrived } 'the new primary sends';
 $seconds = Time::HiRes::time() - $began;
 cmp_ok($seconds, '<', 2, sprintf 'the standby is promoted and sends (%.2f s)', $seconds);
-becomes($beta, states(), 'accepted', '... all that it has');
+node_becomes($beta, states(), 'accepted', '... all that it has');
 is(reached(@together, @promoted), '5 of 5, at most 1 times', '... once');
 is(reached(@alone), '0 of 3, at most 0 times', 'while the old primary, which runs, sends nothing');
 $alpha->stop('immediate');
@@ -148,9 +125,9 @@ is($gamma->safe_psql('postgres', "SELECT count(*) FROM sentdm.messages WHERE sta
 isolate($beta, $gamma);
 $delta->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
 $t->faults;
-becomes($beta, states(), 'accepted', '... which the primary then sends');
+node_becomes($beta, states(), 'accepted', '... which the primary then sends');
 my @unknown = send_some($beta, 4);
-becomes($beta, states(), 'accepted', '... and others, of which the one that is cut off does not know');
+node_becomes($beta, states(), 'accepted', '... and others, of which the one that is cut off does not know');
 $before = $t->summary->{accepted_requests};
 my $flushed = $beta->safe_psql('postgres', 'SELECT pg_switch_wal()');
 wait_until { $delta->safe_psql('postgres', "SELECT pg_last_wal_receive_lsn() >= '$flushed'") eq 't' } 'the other one has received everything';
@@ -159,7 +136,7 @@ $beta->stop('immediate');
 
 $gamma->promote;
 my @later = send_some($gamma, 1);
-becomes($gamma, states(), 'accepted', 'the one that was cut off is promoted and sends');
+node_becomes($gamma, states(), 'accepted', 'the one that was cut off is promoted and sends');
 is(reached(@queued), '3 of 3, at most 1 times', '... what it knew of is asked for again, and accepted once');
 is($t->summary->{replays} - $replays, 3, '... under the same keys');
 is($gamma->safe_psql('postgres', "SELECT count(*) FROM sentdm.messages WHERE request #>> '{to,0}' IN ('" . join("','", @unknown) . "')"), 0,
@@ -173,7 +150,7 @@ wait_until { $delta->safe_psql('postgres', 'SELECT pg_is_in_recovery()') eq 'f' 
 is($delta->safe_psql('postgres', "SELECT count(*) FROM sentdm.messages WHERE request #>> '{to,0}' IN ('" . join("','", @queued, @unknown) . "')"), 7,
 	'a standby that only had not replayed everything knows of all');
 push @later, send_some($delta, 1);
-becomes($delta, states(), 'accepted', '... and sends');
+node_becomes($delta, states(), 'accepted', '... and sends');
 is(reached(@queued, @unknown), '7 of 7, at most 1 times', '... nothing twice');
 
 my $summary = $t->summary;

@@ -28,6 +28,7 @@ use Cwd qw(abs_path);
 use Exporter 'import';
 use File::Basename qw(basename dirname);
 use HTTP::Tiny;
+use IO::Socket::INET;
 use JSON::PP;
 use POSIX ();
 use Time::HiRes qw(usleep);
@@ -51,12 +52,12 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(wait_until stays_true count_is distinct);
+our @EXPORT = qw(wait_until stays_true count_is distinct start_process end_process free_port start_as node_becomes);
 
 my $directory = dirname(abs_path(__FILE__));
 my $json = JSON::PP->new->utf8->canonical;
 my $name = basename($0, '.pl');
-my %standins;	# processes to be ended with the test: pid => 1
+my %processes;	# processes to be ended with the test: pid => 1
 
 # Fast enough for a test, and nothing limited that a test does not limit itself.
 my %defaults = (
@@ -76,17 +77,54 @@ END
 {
 	my $exit_code = $?;
 
-	end_process($_) foreach keys %standins;
+	end_process($_) foreach keys %processes;
 	$? = $exit_code;
+}
+
+# Start a program, which is ended with the test; returns its pid.
+sub start_process
+{
+	my ($log, @command) = @_;
+	my $pid = fork;
+
+	die "could not fork: $!" unless defined $pid;
+	if ($pid == 0)
+	{
+		open STDIN, '<', '/dev/null';
+		open STDOUT, '>>', $log;
+		open STDERR, '>&', \*STDOUT;
+		exec @command or POSIX::_exit(127);
+	}
+	$processes{$pid} = 1;
+	return $pid;
 }
 
 sub end_process
 {
 	my ($pid) = @_;
 
-	delete $standins{$pid};
+	delete $processes{$pid};
 	kill 'TERM', $pid;
 	waitpid $pid, 0;
+	return;
+}
+
+# A port of the loopback address that nobody listens on.
+sub free_port
+{
+	my $socket = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "no port: $!";
+
+	return $socket->sockport;
+}
+
+# Start a server, under a cluster_name that is not its own: the members of one cluster
+# have the same, while the test module gives each server another.
+sub start_as
+{
+	my ($node, $cluster_name) = @_;
+	local $node->{_name} = $cluster_name;
+
+	$node->start;
 	return;
 }
 
@@ -241,17 +279,26 @@ sub send
 	return $self->sql("SELECT sentdm_send($arguments)", $database);
 }
 
-# Wait until a query gives the expected result, as a test.
-sub becomes
+# Wait until a query gives the expected result, as a test; of some server, or of this.
+sub node_becomes
 {
-	my ($self, $query, $expected, $name, $database) = @_;
+	my ($node, $query, $expected, $name, $database) = @_;
 	my $result;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
 	eval {
-		wait_until { ($result = $self->sql($query, $database)) eq $expected } $name;
+		wait_until { ($result = $node->safe_psql($database || 'postgres', $query)) eq $expected } $name;
 	};
 	is($result, $expected, $name);
+	return;
+}
+
+sub becomes
+{
+	my ($self, @arguments) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	node_becomes($self->node, @arguments);
 	return;
 }
 
@@ -340,17 +387,8 @@ sub start_standin
 		'python3', "$directory/../standin.py", '--port', $self->{port} || 0,
 		'--lifecycle', 'off', '--ready-file', $ready,
 		@{ $self->{standin_options} }, @options);
-	my $pid = fork;
+	my $pid = start_process($log, @command);
 
-	die "could not fork: $!" unless defined $pid;
-	if ($pid == 0)
-	{
-		open STDIN, '<', '/dev/null';
-		open STDOUT, '>>', $log;
-		open STDERR, '>&', \*STDOUT;
-		exec @command or POSIX::_exit(127);
-	}
-	$standins{$pid} = 1;
 	$self->{standin_pid} = $pid;
 	wait_until
 	{
