@@ -1349,6 +1349,27 @@ test_reserve(void)
 	ok(now > START + HOUR + 43 * SECOND && now < START + HOUR + 46 * SECOND, "that is earned back first");
 }
 
+/* Requests that are not the drainer's, and wait for nothing. */
+static void
+test_spend(void)
+{
+	SentdmDrainSettings settings = plain;
+
+	settings.requests = (SentdmRate) {60, MINUTE};
+	begin(&settings, 53);
+	for (int i = 0; i < 20; i++)
+		sentdm_drain_spend(&drain, now);
+	now = sentdm_drain_ready_us(&drain, SENTDM_HIGH, now);
+	ok(now > START + 20 * SECOND && now < START + 25 * SECOND, "twenty requests of others are waited for");
+	for (int i = 0; i < 1000; i++)
+		sentdm_drain_spend(&drain, now);
+	ok(sentdm_drain_ready_us(&drain, SENTDM_HIGH, now) - now < 70 * SECOND, "but never more than a window of them");
+	begin(&plain, 53);
+	for (int i = 0; i < 1000; i++)
+		sentdm_drain_spend(&drain, now);
+	ok(quota(SENTDM_HIGH) > 0, "and without a limit none");
+}
+
 /* What sentdm_drain_ready_us says is the very moment. */
 static void
 test_ready(void)
@@ -1601,6 +1622,7 @@ main(void)
 	test_rates();
 	test_throughput();
 	test_reserve();
+	test_spend();
 	test_ready();
 	test_configure();
 	test_clock();
