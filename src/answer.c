@@ -30,8 +30,11 @@ typedef struct Reading
 	SentdmAnswer *answer;
 	int			depth;
 	char	   *path[PATH_LEVELS];
-	SentdmSent	current;		/* the recipient being read */
-	int			capacity;
+	unsigned char sent_id[16];	/* of the recipient being read */
+	bool		has_sent_id;
+	char		recipient[24];
+	char		channel[24];
+	size_t		capacity;		/* of what is packed */
 	bool		has_success;
 } Reading;
 
@@ -149,19 +152,34 @@ at_recipient(const Reading *reading)
 		reading->path[2] && strcmp(reading->path[2], "recipients") == 0;
 }
 
+static int
+hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c |= 0x20;
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The bytes of a textual UUID; false: it is none. */
 static bool
-is_uuid(const char *text)
+take_uuid(unsigned char *uuid, const char *text)
 {
 	static const char pattern[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+	int			n = 0;
 
-	if (strlen(text) != sizeof(pattern) - 1)
-		return false;
 	for (size_t i = 0; i < sizeof(pattern) - 1; i++)
 	{
-		if (pattern[i] == '-' ? text[i] != '-' : !isxdigit((unsigned char) text[i]))
+		int			digit = hex_digit(text[i]);
+
+		if (pattern[i] == '-' ? text[i] != '-' : digit < 0)
 			return false;
+		if (pattern[i] == '-')
+			continue;
+		uuid[n / 2] = (unsigned char) (n % 2 == 0 ? digit << 4 : uuid[n / 2] | digit);
+		n++;
 	}
-	return true;
+	return text[sizeof(pattern) - 1] == '\0';
 }
 
 /* Short ASCII fields only; anything else is left empty. */
@@ -180,22 +198,43 @@ take(char *field, size_t size, const char *value)
 	memcpy(field, value, length + 1);
 }
 
+static char *
+room_for(Reading *reading, size_t bytes)
+{
+	SentdmAnswer *answer = reading->answer;
+	char	   *room;
+
+	if (answer->sent == NULL)
+	{
+		reading->capacity = 64;
+		answer->sent = palloc(reading->capacity);
+	}
+	else if (answer->sent_bytes + bytes > reading->capacity)
+	{
+		reading->capacity *= 2;
+		answer->sent = repalloc(answer->sent, reading->capacity);
+	}
+	room = answer->sent + answer->sent_bytes;
+	answer->sent_bytes += bytes;
+	return room;
+}
+
+/* Takes 64 bytes at most. */
 static void
 keep_recipient(Reading *reading)
 {
-	SentdmAnswer *answer = reading->answer;
+	size_t		recipient_size = strlen(reading->recipient) + 1;
+	size_t		channel_size = strlen(reading->channel) + 1;
+	char	   *packed;
 
-	if (!is_uuid(reading->current.sent_id))
+	if (!reading->has_sent_id)
 		return;
-	if (answer->n_sent == reading->capacity)
-	{
-		reading->capacity = reading->capacity ? reading->capacity * 2 : 1;
-		if (answer->sent == NULL)
-			answer->sent = palloc(reading->capacity * sizeof(SentdmSent));
-		else
-			answer->sent = repalloc(answer->sent, reading->capacity * sizeof(SentdmSent));
-	}
-	answer->sent[answer->n_sent++] = reading->current;
+	packed = room_for(reading, sizeof(reading->sent_id) + recipient_size + channel_size);
+	memcpy(packed, reading->sent_id, sizeof(reading->sent_id));
+	packed += sizeof(reading->sent_id);
+	memcpy(packed, reading->recipient, recipient_size);
+	memcpy(packed + recipient_size, reading->channel, channel_size);
+	reading->answer->n_sent++;
 }
 
 static SENTDM_JSON_CALLBACK
@@ -207,7 +246,11 @@ on_object_start(void *state)
 	if (reading->depth < PATH_LEVELS)
 		reading->path[reading->depth] = NULL;
 	if (at_recipient(reading))
-		memset(&reading->current, 0, sizeof(reading->current));
+	{
+		reading->has_sent_id = false;
+		reading->recipient[0] = '\0';
+		reading->channel[0] = '\0';
+	}
 	SENTDM_JSON_GO_ON;
 }
 
@@ -273,11 +316,11 @@ on_scalar(void *state, char *token, JsonTokenType type)
 	else if (at_recipient(reading) && reading->path[4])
 	{
 		if (strcmp(reading->path[4], "message_id") == 0)
-			take(reading->current.sent_id, sizeof(reading->current.sent_id), token);
+			reading->has_sent_id = take_uuid(reading->sent_id, token);
 		else if (strcmp(reading->path[4], "to") == 0)
-			take(reading->current.recipient, sizeof(reading->current.recipient), token);
+			take(reading->recipient, sizeof(reading->recipient), token);
 		else if (strcmp(reading->path[4], "channel") == 0)
-			take(reading->current.channel, sizeof(reading->current.channel), token);
+			take(reading->channel, sizeof(reading->channel), token);
 	}
 	SENTDM_JSON_GO_ON;
 }
@@ -311,4 +354,13 @@ sentdm_answer_parse(const char *body, size_t length, SentdmAnswer *answer)
 		reading.has_success;
 	if (!answer->readable)
 		memset(answer, 0, sizeof(*answer));
+}
+
+const char *
+sentdm_answer_sent(const char *packed, SentdmSent *sent)
+{
+	sent->sent_id = (const unsigned char *) packed;
+	sent->recipient = packed + 16;
+	sent->channel = sent->recipient + strlen(sent->recipient) + 1;
+	return sent->channel + strlen(sent->channel) + 1;
 }

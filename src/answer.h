@@ -10,12 +10,17 @@
 
 #include "request.h"
 
-/* One recipient on one channel, as the API answered; strings are "" when absent. */
+/*
+ * One recipient on one channel, as the API answered; strings are "" when absent.
+ * An answer may have thousands, and waits to be stored, so there they are packed:
+ * the id, and both strings with their ends.
+ */
 typedef struct SentdmSent
 {
-	char		sent_id[40];	/* the API's message_id, textual UUID */
-	char		recipient[24];
-	char		channel[24];
+	const unsigned char *sent_id;	/* the API's message_id: the 16 bytes of a
+									 * UUID */
+	const char *recipient;
+	const char *channel;
 } SentdmSent;
 
 typedef struct SentdmAnswer
@@ -27,7 +32,8 @@ typedef struct SentdmAnswer
 								 * NULL */
 	char		request_id[80];
 	int			n_sent;
-	SentdmSent *sent;			/* data.recipients, or NULL */
+	char	   *sent;			/* data.recipients, packed; or NULL */
+	size_t		sent_bytes;
 } SentdmAnswer;
 
 /*
@@ -35,5 +41,8 @@ typedef struct SentdmAnswer
  * their message_id are left out.
  */
 extern void sentdm_answer_parse(const char *body, size_t length, SentdmAnswer *answer);
+
+/* Unpack a recipient, which points into the answer; returns where the next one is. */
+extern const char *sentdm_answer_sent(const char *packed, SentdmSent *sent);
 
 #endif							/* SENTDM_ANSWER_H */

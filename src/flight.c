@@ -9,6 +9,7 @@
 #include <limits.h>
 
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "clock.h"
@@ -62,6 +63,7 @@ add_outcome(SentdmFlight *flight, SentdmMessage *message, const SentdmDecision *
 	}
 	if (flight->n_outcomes == 0)
 		flight->ended_us = sentdm_clock_us();
+	flight->bytes -= message->bytes;
 	outcome = &flight->outcomes[flight->n_outcomes++];
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->message = message;
@@ -174,6 +176,19 @@ not_submitted(SentdmFlight *flight, SentdmMessage *message, const SentdmAttempt 
 	end_unsent(flight, message, &decision);
 }
 
+/* It was never POSTed, so the row is to look as it did before the claim. */
+static void
+give_back(SentdmFlight *flight, SentdmMessage *message)
+{
+	SentdmDecision decision;
+
+	memset(&decision, 0, sizeof(decision));
+	decision.action = SENTDM_DO_RELEASE;
+	decision.ambiguous = message->ambiguous_since != 0;
+	drop_body(message);
+	end_unsent(flight, message, &decision);
+}
+
 /* Ready to start */
 
 void
@@ -186,9 +201,12 @@ sentdm_flight_take(SentdmFlight *flight, const SentdmMessage *message)
 	kept->next = NULL;
 	kept->taken_us = sentdm_clock_us();
 	if (message->body != NULL)
-	{
 		kept->body = MemoryContextStrdup(flight->memory, message->body);
-		flight->ready_bytes += strlen(kept->body);
+	flight->bytes += kept->bytes;
+	if (message->left_out)
+	{
+		give_back(flight, kept);
+		return;
 	}
 	if (flight->first_ready[lane] == NULL)
 		flight->first_ready[lane] = kept;
@@ -207,8 +225,6 @@ next_ready(SentdmFlight *flight, SentdmLane lane)
 		return NULL;
 	flight->first_ready[lane] = message->next;
 	flight->n_ready[lane]--;
-	if (message->body != NULL)
-		flight->ready_bytes -= strlen(message->body);
 	return message;
 }
 
@@ -235,23 +251,15 @@ sentdm_flight_ready_since_us(const SentdmFlight *flight)
 	return since_us;
 }
 
-/* It was never POSTed, so the row is to look as it did before the claim. */
 void
 sentdm_flight_release(SentdmFlight *flight)
 {
-	SentdmDecision decision;
 	SentdmMessage *message;
 
-	memset(&decision, 0, sizeof(decision));
-	decision.action = SENTDM_DO_RELEASE;
 	for (int lane = 0; lane < SENTDM_LANES; lane++)
 	{
 		while ((message = next_ready(flight, lane)) != NULL)
-		{
-			drop_body(message);
-			decision.ambiguous = message->ambiguous_since != 0;
-			end_unsent(flight, message, &decision);
-		}
+			give_back(flight, message);
 	}
 }
 
@@ -369,10 +377,8 @@ keep_answer(SentdmFlight *flight, SentdmAnswer *kept, const SentdmAnswer *answer
 	kept->sent = NULL;
 	if (answer->n_sent > 0)
 	{
-		Size		size = answer->n_sent * sizeof(SentdmSent);
-
-		kept->sent = MemoryContextAlloc(flight->memory, size);
-		memcpy(kept->sent, answer->sent, size);
+		kept->sent = MemoryContextAlloc(flight->memory, answer->sent_bytes);
+		memcpy(kept->sent, answer->sent, answer->sent_bytes);
 	}
 }
 
@@ -413,6 +419,8 @@ conclude(SentdmFlight *flight, const SentdmHttpResult *result)
 void
 sentdm_flight_collect(SentdmFlight *flight)
 {
+	MemoryContext parsing = AllocSetContextCreate(CurrentMemoryContext, "sentdm answer", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(parsing);
 	SentdmHttpResult *result;
 
 	sentdm_http_run(flight->http);
@@ -421,7 +429,10 @@ sentdm_flight_collect(SentdmFlight *flight)
 		flight->under_way--;
 		conclude(flight, result);
 		sentdm_http_free_result(result);
+		MemoryContextReset(parsing);
 	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(parsing);
 }
 
 /* If the rates allow it, it counts as started at once: others use them, too. */

@@ -25,8 +25,9 @@ typedef struct SentdmFlight
 	SentdmMessage *first_ready[SENTDM_LANES];	/* claimed, not started */
 	SentdmMessage *last_ready[SENTDM_LANES];
 	int			n_ready[SENTDM_LANES];
-	size_t		ready_bytes;	/* of their bodies */
 	int			under_way;
+	size_t		bytes;			/* of those ready and under way, answers
+								 * included */
 	SentdmOutcome *outcomes;	/* not stored yet */
 	int			n_outcomes;
 	int			max_outcomes;

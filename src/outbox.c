@@ -25,6 +25,12 @@
 
 static const char *const lane_names[SENTDM_LANES] = {"high", "normal", "bulk"};
 
+#define ANSWER_PER_COPY 256		/* bytes, without the text */
+#define NUMBER_SIZE 16			/* of most in a request, with what is around */
+
+/* Rows that one statement inserts: a bound for its memory. */
+#define INSERT_AT_ONCE 2048
+
 /* The arrays of one settle statement, one element per outcome. */
 typedef struct Columns
 {
@@ -90,61 +96,129 @@ timestamp_or(HeapTuple row, TupleDesc desc, int column, TimestampTz missing)
 	return isnull ? missing : DatumGetTimestampTz(value);
 }
 
-static int
-int_of(HeapTuple row, TupleDesc desc, int column)
+/* What a claim returns, row by row: it may be too much to have all at once. */
+typedef struct Claim
+{
+	DestReceiver receiver;		/* first, so that a pointer to it is one to us */
+	SentdmLane	lane;
+	MemoryContext memory;
+	size_t	   *room;
+	SentdmMessage **messages;
+	int			n;
+} Claim;
+
+static TimestampTz
+claimed_timestamp(TupleTableSlot *row, int column, TimestampTz missing)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(row, desc, column, &isnull);
+	Datum		value = slot_getattr(row, column, &isnull);
+
+	return isnull ? missing : DatumGetTimestampTz(value);
+}
+
+static int
+claimed_int(TupleTableSlot *row, int column)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(row, column, &isnull);
 
 	return isnull ? 0 : DatumGetInt32(value);
 }
 
-/* The text of a column in UTF-8, as it goes on the wire; NULL when it is NULL. */
+/* A text in UTF-8, as it goes on the wire; NULL when it is NULL. */
 static char *
-utf8_of(HeapTuple row, TupleDesc desc, int column)
+claimed_utf8(TupleTableSlot *row, int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(row, desc, column, &isnull);
+	Datum		value = slot_getattr(row, column, &isnull);
 	char	   *string;
+	char	   *utf8;
 
 	if (isnull)
 		return NULL;
 	string = TextDatumGetCString(value);
-	return pg_server_to_any(string, strlen(string), PG_UTF8);
+	utf8 = pg_server_to_any(string, strlen(string), PG_UTF8);
+	if (utf8 != string)
+		pfree(string);
+	return utf8;
 }
 
-/* One row that the claim returned, in the caller's memory. */
+/*
+ * What it takes until it is answered: the request, and an answer that repeats the
+ * text for each recipient and channel.  Alone it may go, whatever it takes.
+ */
+static size_t
+memory_for(const SentdmMessage *message)
+{
+	size_t		body = message->body ? strlen(message->body) : 0;
+	size_t text = body - Min(body, (size_t) message->recipients * NUMBER_SIZE);
+
+	return Min(sizeof(SentdmMessage) + body + message->copies * (ANSWER_PER_COPY + text),
+			   SENTDM_IN_HAND_BYTES / 2);
+}
+
 static SentdmMessage *
-claimed_message(HeapTuple row, TupleDesc desc, SentdmLane lane)
+claimed_message(TupleTableSlot *row, SentdmLane lane)
 {
 	SentdmMessage *message = palloc0(sizeof(SentdmMessage));
 	char	   *profile_id;
 	bool		isnull;
 
-	message->id = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
-	message->part = int_of(row, desc, 2);
-	message->generation = int_of(row, desc, 3);
+	message->id = *DatumGetUUIDP(slot_getattr(row, 1, &isnull));
+	message->part = claimed_int(row, 2);
+	message->generation = claimed_int(row, 3);
 	message->lane = lane;
-	message->recipients = Max(int_of(row, desc, 4), 1);
-	message->copies = message->recipients * Max(int_of(row, desc, 5), 1);
-	message->attempts = int_of(row, desc, 6);
-	message->crashes = int_of(row, desc, 7);
-	message->claimed_at = timestamp_or(row, desc, 8, 0);
-	message->expires_at = timestamp_or(row, desc, 9, DT_NOEND);
-	message->ambiguous_since = timestamp_or(row, desc, 10, 0);
-	message->first_tried_at = timestamp_or(row, desc, 11, 0);
-	message->body = utf8_of(row, desc, 12);
-	profile_id = utf8_of(row, desc, 13);
-	message->place.due_at = timestamp_or(row, desc, 14, 0);
-	message->place.position = DatumGetInt64(SPI_getbinval(row, desc, 15, &isnull));
+	message->recipients = Max(claimed_int(row, 4), 1);
+	message->copies = message->recipients * Max(claimed_int(row, 5), 1);
+	message->attempts = claimed_int(row, 6);
+	message->crashes = claimed_int(row, 7);
+	message->claimed_at = claimed_timestamp(row, 8, 0);
+	message->expires_at = claimed_timestamp(row, 9, DT_NOEND);
+	message->ambiguous_since = claimed_timestamp(row, 10, 0);
+	message->first_tried_at = claimed_timestamp(row, 11, 0);
+	message->body = claimed_utf8(row, 12);
+	profile_id = claimed_utf8(row, 13);
+	message->place.due_at = claimed_timestamp(row, 14, 0);
+	message->place.position = DatumGetInt64(slot_getattr(row, 15, &isnull));
 	if (profile_id != NULL)
 		strlcpy(message->profile_id, profile_id, sizeof(message->profile_id));
+	message->bytes = memory_for(message);
 	return message;
 }
 
+static bool
+take_claimed_row(TupleTableSlot *row, DestReceiver *receiver)
+{
+	Claim	   *claim = (Claim *) receiver;
+	MemoryContext old = MemoryContextSwitchTo(claim->memory);
+	SentdmMessage *message = claimed_message(row, claim->lane);
+
+	message->left_out = message->bytes > *claim->room;
+	if (message->left_out && message->body != NULL)
+	{
+		pfree(message->body);
+		message->body = NULL;
+	}
+	if (!message->left_out)
+		*claim->room -= message->bytes;
+	claim->messages[claim->n++] = message;
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+static void
+start_claim(DestReceiver *receiver, int operation, TupleDesc desc)
+{
+}
+
+static void
+end_claim(DestReceiver *receiver)
+{
+}
+
 int
-sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
-					bool sandbox_only, MemoryContext memory, SentdmMessage **messages)
+sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit, bool sandbox_only,
+					size_t *room, MemoryContext memory, SentdmMessage **messages)
 {
 	static SentdmStatement claim = {
 		.sql = "WITH due AS MATERIALIZED ("
@@ -172,8 +246,13 @@ sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
 		.types = {TEXTOID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID}
 	};
 	Datum		values[5];
-	MemoryContext old;
-	int			n;
+	Claim		claimed = {
+		.receiver = {take_claimed_row, start_claim, end_claim, end_claim, DestNone},
+		.lane = lane,
+		.memory = memory,
+		.room = room,
+		.messages = messages
+	};
 
 	SPI_connect();
 	values[0] = CStringGetTextDatum(lane_names[lane]);
@@ -181,13 +260,9 @@ sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
 	values[2] = BoolGetDatum(sandbox_only);
 	values[3] = TimestampTzGetDatum(from->due_at);
 	values[4] = Int64GetDatum(from->position);
-	n = (int) sentdm_execute(&claim, values, NULL);
-	old = MemoryContextSwitchTo(memory);
-	for (int i = 0; i < n; i++)
-		messages[i] = claimed_message(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, lane);
-	MemoryContextSwitchTo(old);
+	sentdm_execute_into(&claim, values, &claimed.receiver);
 	SPI_finish();
-	return n;
+	return claimed.n;
 }
 
 /*
@@ -330,7 +405,10 @@ settle_parts(Datum *values)
 		"WHERE r.part <> 0 AND r.state <> 'accepted'",
 		ENDED_ARGS
 	};
-	static SentdmNotifying conclude = {.plain = {
+	static SentdmNotifying conclude =
+	{
+		.plain =
+		{
 			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
 			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
 			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
@@ -347,7 +425,8 @@ settle_parts(Datum *values)
 			"    ELSE w.state END "
 			"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
 			ENDED_ARGS
-	},.returning = "m.id, m.state"};
+		},.returning = "m.id, m.state"
+	};
 
 	sentdm_execute(&note, values, NULL);
 	sentdm_execute_notifying(&conclude, values);
@@ -357,7 +436,10 @@ settle_parts(Datum *values)
 static void
 settle_ended(Columns *c)
 {
-	static SentdmNotifying end = {.plain = {
+	static SentdmNotifying end =
+	{
+		.plain =
+		{
 			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
 			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
 			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
@@ -366,7 +448,8 @@ settle_ended(Columns *c)
 			"  error_code = e.error_code, error = e.error, request_id = e.request_id "
 			"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
 			ENDED_ARGS
-	},.returning = "m.id, m.state"};
+		},.returning = "m.id, m.state"
+	};
 	Datum		values[8];
 
 	if (c->n == 0)
@@ -467,55 +550,120 @@ settle_splits(Columns *c)
 	sentdm_execute(&split, values, NULL);
 }
 
-/*
- * The ids that Sent gave us.  A receipt may have arrived before: then the row is
- * there, and only learns which message it belongs to.  In order of sent_id, as
- * the receiver writes too, so that the two cannot deadlock.
- */
-static void
-settle_deliveries(SentdmOutcome *outcomes, int n_outcomes)
+/* An id that Sent gave us, and whose message it is. */
+typedef struct Delivery
 {
-	static SentdmNotifying insert = {.plain = {
+	const char *packed;
+	const SentdmMessage *message;
+} Delivery;
+
+static int
+compare_deliveries(const void *a, const void *b)
+{
+	return memcmp(((const Delivery *) a)->packed, ((const Delivery *) b)->packed, UUID_LEN);
+}
+
+/* In order of sent_id, each once; returns how many. */
+static int
+sort_deliveries(const SentdmOutcome *outcomes, int n_outcomes, Delivery *deliveries)
+{
+	SentdmSent	sent;
+	int			n = 0;
+	int			kept = 0;
+
+	for (int i = 0; i < n_outcomes; i++)
+	{
+		const char *packed = outcomes[i].answer.sent;
+
+		for (int j = 0; j < outcomes[i].answer.n_sent; j++)
+		{
+			deliveries[n].packed = packed;
+			deliveries[n++].message = outcomes[i].message;
+			packed = sentdm_answer_sent(packed, &sent);
+		}
+	}
+	qsort(deliveries, n, sizeof(Delivery), compare_deliveries);
+	for (int i = 0; i < n; i++)
+	{
+		if (kept == 0 || compare_deliveries(&deliveries[kept - 1], &deliveries[i]) != 0)
+			deliveries[kept++] = deliveries[i];
+	}
+	return kept;
+}
+
+static void
+insert_deliveries(const Delivery *deliveries, int n)
+{
+	static SentdmNotifying insert =
+	{
+		.plain =
+		{
 			.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
-			"SELECT DISTINCT ON (sent_id) sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
-			" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel)"
-			" ORDER BY sent_id "
+			"SELECT sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
+			" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel) "
 			"ON CONFLICT (sent_id) DO UPDATE SET message_id = excluded.message_id,"
 			"  recipient = coalesce(excluded.recipient, d.recipient),"
 			"  channel = coalesce(d.channel, excluded.channel) "
 			"WHERE d.message_id IS NULL",
 			.nargs = 4,
-			.types = {UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
-	},.returning = "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"};
+			.types =
+			{
+				UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID
+			}
+		},.returning = "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"
+	};
 	Datum		values[4];
 	Datum	   *columns[4];
-	int			n = 0;
 
-	for (int i = 0; i < n_outcomes; i++)
-		n += outcomes[i].answer.n_sent;
-	if (n == 0)
-		return;
 	for (int c = 0; c < 4; c++)
 		columns[c] = palloc(n * sizeof(Datum));
-	n = 0;
-	for (int i = 0; i < n_outcomes; i++)
+	for (int i = 0; i < n; i++)
 	{
-		for (int j = 0; j < outcomes[i].answer.n_sent; j++)
-		{
-			const SentdmSent *sent = &outcomes[i].answer.sent[j];
+		SentdmSent	sent;
 
-			columns[0][n] = DirectFunctionCall1(uuid_in, CStringGetDatum(sent->sent_id));
-			columns[1][n] = UUIDPGetDatum(&outcomes[i].message->id);
-			columns[2][n] = CStringGetTextDatum(sent->recipient);
-			columns[3][n] = CStringGetTextDatum(sent->channel);
-			n++;
-		}
+		sentdm_answer_sent(deliveries[i].packed, &sent);
+		columns[0][i] = PointerGetDatum(sent.sent_id);
+		columns[1][i] = UUIDPGetDatum(&deliveries[i].message->id);
+		columns[2][i] = CStringGetTextDatum(sent.recipient);
+		columns[3][i] = CStringGetTextDatum(sent.channel);
 	}
 	values[0] = sentdm_array(columns[0], NULL, n, UUIDOID);
 	values[1] = sentdm_array(columns[1], NULL, n, UUIDOID);
 	values[2] = sentdm_array(columns[2], NULL, n, TEXTOID);
 	values[3] = sentdm_array(columns[3], NULL, n, TEXTOID);
 	sentdm_execute_notifying(&insert, values);
+}
+
+/*
+ * The ids that Sent gave us.  A receipt may have arrived before: then the row is
+ * there, and only learns which message it belongs to.  In order of sent_id, as
+ * the receiver writes too, so that the two cannot deadlock.  There may be very
+ * many, so it takes several statements.
+ */
+static void
+settle_deliveries(const SentdmOutcome *outcomes, int n_outcomes)
+{
+	Delivery   *deliveries;
+	MemoryContext statement;
+	MemoryContext old;
+	int			n = 0;
+
+	for (int i = 0; i < n_outcomes; i++)
+		n += outcomes[i].answer.n_sent;
+	if (n == 0)
+		return;
+	deliveries = palloc_extended(n * sizeof(Delivery), MCXT_ALLOC_HUGE);
+	n = sort_deliveries(outcomes, n_outcomes, deliveries);
+	statement = AllocSetContextCreate(CurrentMemoryContext, "sentdm statement", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(statement);
+	for (int i = 0; i < n; i += INSERT_AT_ONCE)
+	{
+		insert_deliveries(deliveries + i, Min(n - i, INSERT_AT_ONCE));
+		MemoryContextReset(statement);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(statement);
+	pfree(deliveries);
 }
 
 void

@@ -13,6 +13,12 @@
 #include "drain.h"
 #include "utils/uuid.h"
 
+/*
+ * Memory for the messages in hand, requests and answers: some 40 requests to a
+ * thousand recipients at once, 4 with a long text on four channels.
+ */
+#define SENTDM_IN_HAND_BYTES ((size_t) 16 * 1024 * 1024)
+
 /* A place in a lane. */
 typedef struct SentdmPlace
 {
@@ -41,6 +47,9 @@ typedef struct SentdmMessage
 	int			era;			/* flight.c: the drain's when it was started */
 	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
 								 * more */
+	size_t		bytes;			/* what it takes of SENTDM_IN_HAND_BYTES */
+	bool		left_out;		/* there was no room for its body: to be given
+								 * back */
 	char		profile_id[40]; /* or "" */
 	int64_t		taken_us;		/* flight.c: when it was claimed; monotonic */
 	struct SentdmMessage *next; /* flight.c: of its lane, claimed after it */
@@ -68,11 +77,13 @@ extern void sentdm_outbox_abandon(void);
 
 /*
  * Claim up to limit due messages of a lane, in its order and not before a place;
- * sandbox_only skips live ones.  Memory comes from the caller's context.  The
- * claim counts only once the transaction is committed, durably.
+ * sandbox_only skips live ones.  Those for which *room does not suffice (bytes; it
+ * is lowered by what the others take) are left out, which nobody can know before.
+ * Memory comes from the caller's context.  The claim counts only once the
+ * transaction is committed, durably.
  */
-extern int	sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit,
-								bool sandbox_only, MemoryContext memory, SentdmMessage **messages);
+extern int	sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit, bool sandbox_only,
+								size_t *room, MemoryContext memory, SentdmMessage **messages);
 
 /* Store the outcomes; repeating it with the same outcomes changes nothing more. */
 extern void sentdm_outbox_settle(SentdmOutcome *outcomes, int n);

@@ -32,9 +32,6 @@
 #define SETTLE_WITHIN_US 5000
 #define SETTLE_AT_ONCE 1024
 
-/* Memory for the requests that were claimed ahead. */
-#define AHEAD_BYTES (4 * 1024 * 1024)
-
 void
 sentdm_queue_take_over(SentdmQueue *queue)
 {
@@ -159,6 +156,21 @@ look_for_returning(SentdmQueue *queue)
 
 /* Claiming */
 
+static size_t
+room_in_hand(const SentdmQueue *queue)
+{
+	return SENTDM_IN_HAND_BYTES - Min(queue->flight->bytes, SENTDM_IN_HAND_BYTES);
+}
+
+/* How many messages such as those of the last claim have room.  Bulk leaves a share. */
+static int
+affordable(const SentdmQueue *queue, SentdmLane lane, size_t room_bytes)
+{
+	if (lane == SENTDM_BULK)
+		room_bytes -= Min(room_bytes, SENTDM_IN_HAND_BYTES / 8);
+	return (int) Min(room_bytes / Max(queue->message_bytes, 1), INT_MAX);
+}
+
 /* How many messages of a lane to claim now; 0: no use in asking. */
 static int
 wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
@@ -167,7 +179,6 @@ wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
 	int			ready = sentdm_flight_ready(flight, lane) + queue->n_claimed;
 	int			startable;
 	int			claimable;
-	int			affordable;
 
 	if (queue->due[lane] > now || !sentdm_share_is_free())
 		return 0;
@@ -182,8 +193,7 @@ wanted(const SentdmQueue *queue, SentdmLane lane, TimestampTz now)
 	 */
 	if (flight->suspects > 0)
 		return nothing_in_hand(flight) && queue->n_claimed == 0 ? Min(startable, 1) : 0;
-	affordable = (int) ((AHEAD_BYTES - Min(flight->ready_bytes, AHEAD_BYTES)) / Max(queue->body_bytes, 1));
-	return Min(claimable, Max(startable - ready, affordable));
+	return Min(claimable, affordable(queue, lane, queue->room_bytes));
 }
 
 /* Where a lane was empty, remember when to look again. */
@@ -214,7 +224,7 @@ claim(SentdmQueue *queue)
 			continue;
 		looked_back |= queue->from[lane].due_at == DT_NOBEGIN;
 		n = sentdm_outbox_claim(lane, &queue->from[lane], limit, sentdm_mode == SENTDM_MODE_SANDBOX,
-								queue->memory, queue->claimed + queue->n_claimed);
+								&queue->room_bytes, queue->memory, queue->claimed + queue->n_claimed);
 		queue->n_claimed += n;
 		if (n < limit)
 			note_next_due(queue, lane, n > 0, now);
@@ -254,15 +264,20 @@ exchange_body(void *arg)
 static void
 take_claimed(SentdmQueue *queue)
 {
-	size_t		bytes = queue->flight->ready_bytes;
+	size_t		bytes = 0;
 
 	for (int i = 0; i < queue->n_claimed; i++)
 	{
-		sentdm_flight_take(queue->flight, queue->claimed[i]);
-		step_forward(queue, queue->claimed[i]->lane, queue->claimed[i]);
+		SentdmMessage *message = queue->claimed[i];
+
+		sentdm_flight_take(queue->flight, message);
+		step_forward(queue, message->lane, message);
+		bytes += message->bytes;
+		if (message->body != NULL)
+			pfree(message->body);
 	}
 	if (queue->n_claimed > 0)
-		queue->body_bytes = (queue->flight->ready_bytes - bytes) / queue->n_claimed;
+		queue->message_bytes = bytes / queue->n_claimed;
 }
 
 static void
@@ -350,6 +365,7 @@ sentdm_queue_exchange(SentdmQueue *queue, bool may_claim)
 	if (queue->look_back_us <= sentdm_clock_us())
 		look_back(queue);
 	queue->room = 0;
+	queue->room_bytes = room_in_hand(queue);
 	queue->n_claimed = 0;
 	for (int lane = 0; lane < SENTDM_LANES && may_claim; lane++)
 		queue->room += wanted(queue, lane, now);
@@ -429,6 +445,9 @@ lane_wait_ms(const SentdmQueue *queue, SentdmLane lane)
 	int64		ready_us;
 
 	if (wait_ms == SENTDM_LONGEST_WAIT_MS || (flight->suspects > 0 && !nothing_in_hand(flight)))
+		return SENTDM_LONGEST_WAIT_MS;
+	/* When an answer comes there will be. */
+	if (flight->n_ready[lane] == 0 && affordable(queue, lane, room_in_hand(queue)) == 0)
 		return SENTDM_LONGEST_WAIT_MS;
 	/* Another worker tries the key: it will set the latch. */
 	if (!sentdm_share_is_free())

@@ -31,7 +31,9 @@ typedef struct SentdmQueue
 	SentdmMessage **claimed;	/* ... is here */
 	int			n_claimed;
 	int			room;			/* for so many */
-	size_t		body_bytes;		/* of the last claim, on average */
+	size_t		room_bytes;		/* for what they take in memory */
+	size_t		message_bytes;	/* what one of the last claim takes, on
+								 * average */
 } SentdmQueue;
 
 /* This worker is the sender now: put the queue into order. */

@@ -10,11 +10,9 @@
 
 #include "sql.h"
 
-uint64
-sentdm_execute(SentdmStatement *statement, Datum *values, const char *nulls)
+static SPIPlanPtr
+plan_of(SentdmStatement *statement)
 {
-	int			result;
-
 	if (statement->plan == NULL)
 	{
 		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
@@ -24,10 +22,41 @@ sentdm_execute(SentdmStatement *statement, Datum *values, const char *nulls)
 				 SPI_result_code_string(SPI_result));
 		statement->plan = plan;
 	}
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	return statement->plan;
+}
+
+static uint64
+processed(int result)
+{
 	if (result < 0)
 		elog(ERROR, "could not run a statement: %s", SPI_result_code_string(result));
 	return SPI_processed;
+}
+
+uint64
+sentdm_execute(SentdmStatement *statement, Datum *values, const char *nulls)
+{
+	return processed(SPI_execute_plan(plan_of(statement), values, nulls, false, 0));
+}
+
+uint64
+sentdm_execute_into(SentdmStatement *statement, Datum *values, DestReceiver *receiver)
+{
+	SPIPlanPtr	plan = plan_of(statement);
+	SPIExecuteOptions options;
+	ParamListInfo params = makeParamList(statement->nargs);
+
+	for (int i = 0; i < statement->nargs; i++)
+	{
+		params->params[i].value = values[i];
+		params->params[i].isnull = false;
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = statement->types[i];
+	}
+	memset(&options, 0, sizeof(options));
+	options.params = params;
+	options.dest = receiver;
+	return processed(SPI_execute_plan_extended(plan, &options));
 }
 
 Datum

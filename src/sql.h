@@ -6,6 +6,7 @@
 #define SENTDM_SQL_H
 
 #include "executor/spi.h"
+#include "tcop/dest.h"
 
 #define SENTDM_MAX_ARGS 16
 
@@ -23,6 +24,9 @@ typedef struct SentdmStatement
  * the number of rows is returned.  nulls as in SPI_execute_plan, or NULL.
  */
 extern uint64 sentdm_execute(SentdmStatement *statement, Datum *values, const char *nulls);
+
+/* The same, with each row given to the receiver, and no SPI_tuptable. */
+extern uint64 sentdm_execute_into(SentdmStatement *statement, Datum *values, DestReceiver *receiver);
 
 /* An array of n elements without dimensions of its own; nulls may be NULL. */
 extern Datum sentdm_array(Datum *values, bool *nulls, int n, Oid type);

@@ -92,6 +92,9 @@ pnstrdup(const char *string, Size size)
 static void
 check(const SentdmAnswer *answer)
 {
+	const char *packed = answer->sent;
+	SentdmSent	sent;
+
 	if (!answer->readable && (answer->success || answer->n_sent != 0 || answer->error != NULL))
 		abort();
 	if (answer->error != NULL && strlen(answer->error) > 500)
@@ -101,9 +104,12 @@ check(const SentdmAnswer *answer)
 		abort();
 	for (int i = 0; i < answer->n_sent; i++)
 	{
-		if (strlen(answer->sent[i].sent_id) != 36)
+		packed = sentdm_answer_sent(packed, &sent);
+		if (packed > answer->sent + answer->sent_bytes)
 			abort();
 	}
+	if (packed != answer->sent + answer->sent_bytes)
+		abort();
 }
 
 int

@@ -82,12 +82,51 @@ send_many(1000, 'warm-up');
 my $before = memory();
 my @after = map { send_many(2500, "round $_") } 1 .. 4;
 diag("RssAnon of the worker: $before kB, then @after kB");
-cmp_ok($after[3] - $before, '<', 2048, '... and the memory of the worker is as before after 100,000 messages');
+# About a hundred bytes for each request.
+cmp_ok($after[3] - $before, '<', 1024, '... and the memory of the worker is as before after 100,000 messages');
 is($t->sql("SELECT count(*) FROM sentdm.deliveries JOIN sentdm.messages m ON m.id = message_id WHERE tag LIKE 'round %'"), 100_000,
 	'... of which it stored every id');
 
 $checker->transactions_are_short('all the while no transaction of the worker took a second, or was open while it waited for the network');
 $checker->stop;
+
+# ... and with the largest answers there are: a thousand recipients on four channels,
+# as many at once as may be, of which nothing can be stored for a while.
+
+my $requests = 40;
+my $locker = $t->session;
+my $peak = 0;
+
+sub watch
+{
+	my $now = memory();
+
+	$peak = $now if $now > $peak;
+	return;
+}
+
+$before = memory();
+$t->reset_standin;
+$t->configure_standin(latency_ms => 1500);
+$locker->query_safe('BEGIN; LOCK TABLE sentdm.deliveries IN EXCLUSIVE MODE');
+$t->sql("SET sentdm.max_per_transaction = 1000000; SELECT count(*) FROM generate_series(1, $requests) n, sentdm_send(ARRAY("
+	  . "SELECT '+1557' || to_char(n * 1000 + i, 'FM0000000') FROM generate_series(0, 999) i), body => repeat('x', 500),"
+	  . " channels => '{sms,whatsapp,rcs,mms}', tag => 'large')");
+wait_until { watch(); $t->sql('SELECT in_flight FROM sentdm.worker_report()') > 0 } 'large requests are under way';
+wait_until { watch(); $t->sql('SELECT in_flight FROM sentdm.worker_report()') == 0 } 'large requests are answered';
+my $at_once = $t->arrived;
+cmp_ok($at_once, '>=', 3, 'several large requests are under way at once');
+cmp_ok($at_once, '<', 20, '... but no more than have room');
+$locker->query_safe('COMMIT');
+$locker->quit;
+$t->configure_standin(latency_ms => 0);
+wait_until { watch(); $t->sql('SELECT count(*) FROM sentdm.outbox') == 0 } 'all of them are stored';
+diag("RssAnon of the worker: $before kB, at most $peak kB with $at_once large requests at once, then " . memory() . ' kB');
+cmp_ok($peak, '<', 40 * 1024, '... the memory of the worker stays under 40 MB');
+cmp_ok(memory() - $before, '<', 4096, '... and most of it is given back when they are stored');
+is($t->sql("SELECT count(DISTINCT sent_id) FROM sentdm.deliveries JOIN sentdm.messages m ON m.id = message_id WHERE tag = 'large'"),
+	4000 * $requests, '... every id of them');
+
 $t->stops_cleanly;
 
 done_testing();
