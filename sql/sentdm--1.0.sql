@@ -944,11 +944,17 @@ COMMENT ON FUNCTION sentdm_health() IS 'is everything as it should be? One row f
 -- Asking the API
 --
 
-CREATE FUNCTION sentdm_api(method text, path text, body jsonb DEFAULT NULL, profile_id uuid DEFAULT NULL) RETURNS jsonb
+CREATE FUNCTION sentdm_api(method text, path text, body jsonb DEFAULT NULL) RETURNS jsonb
+AS 'MODULE_PATHNAME', 'sentdm_api' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION sentdm_api(text, text, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION sentdm_api(text, text, jsonb)
+IS 'call the API once and wait for the answer; returns its data, or raises an error with the API''s code in DETAIL. Counts for sentdm.rate_limit, but does not wait for it';
+
+CREATE FUNCTION sentdm_api(method text, path text, body jsonb, profile_id uuid) RETURNS jsonb
 AS 'MODULE_PATHNAME', 'sentdm_api' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION sentdm_api(text, text, jsonb, uuid) FROM PUBLIC;
 COMMENT ON FUNCTION sentdm_api(text, text, jsonb, uuid)
-IS 'call the API once and wait for the answer; returns its data, or raises an error with the API''s code in DETAIL. Counts for sentdm.rate_limit, but does not wait for it';
+IS 'the same as a sender profile of the account: what it owns is shown to nobody else';
 
 CREATE FUNCTION sentdm.api_rows(path text, field text) RETURNS SETOF jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -1147,7 +1153,7 @@ BEGIN
 	-- Ask first and write afterwards: no row is locked while the network is waited for.
 	FOREACH id IN ARRAY ids LOOP
 		answers := answers || jsonb_build_array(jsonb_build_object('sent_id', id,
-			'answer', @extschema@.sentdm_api('GET', '/v3/messages/' || id, profile_id => profile)));
+			'answer', @extschema@.sentdm_api('GET', '/v3/messages/' || id, NULL, profile)));
 	END LOOP;
 	PERFORM sentdm.apply_answers(answers);
 	RETURN QUERY SELECT * FROM sentdm.deliveries d WHERE d.message_id = $1;

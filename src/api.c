@@ -218,7 +218,7 @@ data_of(const SentdmHttpResult *result, bool *isnull)
 	return JsonbPGetDatum(JsonbValueToJsonb(data));
 }
 
-/* sentdm_api(method text, path text, body jsonb, profile_id uuid) returns jsonb */
+/* sentdm_api(method text, path text, body jsonb [, profile_id uuid]) returns jsonb */
 Datum
 sentdm_api(PG_FUNCTION_ARGS)
 {
@@ -243,7 +243,7 @@ sentdm_api(PG_FUNCTION_ARGS)
 		body = pg_server_to_any(body, (int) strlen(body), PG_UTF8);
 	}
 
-	if (!PG_ARGISNULL(3))
+	if (PG_NARGS() > 3 && !PG_ARGISNULL(3))
 		profile_id = DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(3)));
 
 	memset(&call, 0, sizeof(call));

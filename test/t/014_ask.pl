@@ -78,7 +78,7 @@ my $theirs = $t->send("'+15550000011', body => 'x', profile_id => '$profile'");
 $t->all_become('accepted', 'true', 'a message is sent for a profile');
 my $their_id = $t->sql("SELECT sent_id FROM sentdm.deliveries WHERE message_id = '$theirs'");
 like($t->sql_error("SELECT sentdm_api('GET', '/v3/messages/$their_id')"), qr/ERROR:  02000:/, 'who did not send it may not ask for it');
-is($t->sql("SELECT sentdm_api('GET', '/v3/messages/$their_id', profile_id => '$profile') ->> 'id'"), $their_id, '... but the profile may');
+is($t->sql("SELECT sentdm_api('GET', '/v3/messages/$their_id', NULL, '$profile') ->> 'id'"), $their_id, '... but the profile may');
 is($t->sql("SELECT status FROM sentdm_refresh('$_')"), 'queued', 'sentdm_refresh() asks as who sent it') foreach $theirs, $ours;
 
 # Errors by class
