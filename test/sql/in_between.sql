@@ -241,6 +241,9 @@ COMMIT;
 SELECT say(18, 18);
 SELECT said();
 
+-- what is remembered stays small
+SELECT count(*), bool_and(total_bytes < 50000) AS small FROM pg_backend_memory_contexts WHERE name = 'sentdm table';
+
 -- as new for the other tests
 DROP FUNCTION say, said, note, answers;
 DROP EXTENSION sentdm CASCADE;
