@@ -21,7 +21,6 @@
 
 /* What an answer may need beyond its ids: the envelope, and the body of each copy. */
 #define ANSWER_BASE (64 * 1024)
-#define ANSWER_PER_COPY 1024
 #define ANSWER_LIMIT (64 * 1024 * 1024)
 
 static int64
@@ -98,14 +97,6 @@ count_outcome(SentdmFlight *flight, SentdmAction action)
 	}
 }
 
-static size_t
-largest_answer(const SentdmMessage *message)
-{
-	uint64		per_copy = ANSWER_PER_COPY + 2 * (uint64) strlen(message->body) / message->recipients;
-
-	return (size_t) Min(ANSWER_BASE + message->copies * per_copy, ANSWER_LIMIT);
-}
-
 static bool
 post(SentdmFlight *flight, SentdmMessage *message)
 {
@@ -125,7 +116,7 @@ post(SentdmFlight *flight, SentdmMessage *message)
 	request.profile_id = message->profile_id[0] ? message->profile_id : NULL;
 	request.body = message->body;
 	request.body_length = strlen(message->body);
-	request.max_answer = largest_answer(message);
+	request.max_answer = Min(ANSWER_BASE + message->answer_bytes, ANSWER_LIMIT);
 	request.deadline_unix_us = message->expires_at == DT_NOEND ? INT64_MAX :
 		message->expires_at + UNIX_EPOCH_US;
 	request.tag = message;

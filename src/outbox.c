@@ -25,8 +25,7 @@
 
 static const char *const lane_names[SENTDM_LANES] = {"high", "normal", "bulk"};
 
-#define ANSWER_PER_COPY 256		/* bytes, without the text */
-#define NUMBER_SIZE 16			/* of most in a request, with what is around */
+#define ANSWER_PER_COPY 1024
 
 /* Rows that one statement inserts: a bound for its memory. */
 #define INSERT_AT_ONCE 2048
@@ -144,17 +143,15 @@ claimed_utf8(TupleTableSlot *row, int column)
 }
 
 /*
- * What it takes until it is answered: the request, and an answer that repeats the
- * text for each recipient and channel.  Alone it may go, whatever it takes.
+ * An answer has a line for each recipient and channel, with the text; of a template
+ * only its name is in the request.
  */
 static size_t
-memory_for(const SentdmMessage *message)
+longest_answer(const SentdmMessage *message)
 {
 	size_t		body = message->body ? strlen(message->body) : 0;
-	size_t text = body - Min(body, (size_t) message->recipients * NUMBER_SIZE);
 
-	return Min(sizeof(SentdmMessage) + body + message->copies * (ANSWER_PER_COPY + text),
-			   SENTDM_IN_HAND_BYTES / 2);
+	return message->copies * (ANSWER_PER_COPY + 2 * body / message->recipients);
 }
 
 static SentdmMessage *
@@ -182,7 +179,10 @@ claimed_message(TupleTableSlot *row, SentdmLane lane)
 	message->place.position = DatumGetInt64(slot_getattr(row, 15, &isnull));
 	if (profile_id != NULL)
 		strlcpy(message->profile_id, profile_id, sizeof(message->profile_id));
-	message->bytes = memory_for(message);
+	message->answer_bytes = longest_answer(message);
+	/* Alone it may go, whatever it takes. */
+	message->bytes = Min(sizeof(SentdmMessage) + strlen(message->body ? message->body : "") + message->answer_bytes,
+						 SENTDM_IN_HAND_BYTES / 2);
 	return message;
 }
 

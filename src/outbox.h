@@ -14,8 +14,8 @@
 #include "utils/uuid.h"
 
 /*
- * Memory for the messages in hand, requests and answers: some 40 requests to a
- * thousand recipients at once, 4 with a long text on four channels.
+ * Memory for the messages in hand, requests and the longest answers to them: 15
+ * requests at once to a thousand recipients, and 3 if they are on four channels.
  */
 #define SENTDM_IN_HAND_BYTES ((size_t) 16 * 1024 * 1024)
 
@@ -47,6 +47,7 @@ typedef struct SentdmMessage
 	int			era;			/* flight.c: the drain's when it was started */
 	char	   *body;			/* UTF-8 JSON, freed when it is not needed any
 								 * more */
+	size_t		answer_bytes;	/* of the longest answer that makes sense */
 	size_t		bytes;			/* what it takes of SENTDM_IN_HAND_BYTES */
 	bool		left_out;		/* there was no room for its body: to be given
 								 * back */
