@@ -456,29 +456,26 @@ make_headers(const SentdmHttpRequest *request)
 		{"x-profile-id: ", request->profile_id},
 	};
 	const int	n_lines = sizeof(lines) / sizeof(lines[0]);
-	size_t		size = sizeof(lines) / sizeof(lines[0]) * sizeof(struct curl_slist);
+	size_t		size = n_lines * sizeof(struct curl_slist);
 	struct curl_slist *headers;
 	struct curl_slist *last = NULL;
-	char	   *text;
+	char	   *end;
 
 	for (int i = 0; i < n_lines; i++)
 		size += lines[i][1] ? strlen(lines[i][0]) + strlen(lines[i][1]) + 1 : 0;
 	headers = malloc(size);
 	if (headers == NULL)
 		return NULL;
-	text = (char *) (headers + n_lines);
-
+	end = (char *) (headers + n_lines);
 	for (int i = 0; i < n_lines; i++)
 	{
 		struct curl_slist *header = last ? last + 1 : headers;
 
 		if (lines[i][1] == NULL)
 			continue;
-		header->data = text;
-
+		header->data = end;
 		header->next = NULL;
-		text = stpcpy(stpcpy(text, lines[i][0]), lines[i][1]) + 1;
-
+		end = stpcpy(stpcpy(end, lines[i][0]), lines[i][1]) + 1;
 		if (last != NULL)
 			last->next = header;
 		last = header;
@@ -534,23 +531,22 @@ parse_url(const SentdmHttp *http, const char *path)
 {
 	size_t		base_length = strlen(http->base_url);
 	CURLU	   *url = curl_url();
-	char	   *text;
+	char	   *joined;
 
 	while (base_length > 0 && http->base_url[base_length - 1] == '/')
 		base_length--;
-	text = malloc(base_length + strlen(path) + 1);
-
-	if (url != NULL && text !=NULL)
+	joined = malloc(base_length + strlen(path) + 1);
+	if (url != NULL && joined != NULL)
 	{
-		memcpy(text, http->base_url, base_length);
-		strcpy(text +base_length, path);
-		if (curl_url_set(url, CURLUPART_URL, text, 0) == CURLUE_OK)
+		memcpy(joined, http->base_url, base_length);
+		strcpy(joined + base_length, path);
+		if (curl_url_set(url, CURLUPART_URL, joined, 0) == CURLUE_OK)
 		{
-			free(text);
+			free(joined);
 			return url;
 		}
 	}
-	free(text);
+	free(joined);
 	curl_url_cleanup(url);
 	return NULL;
 }

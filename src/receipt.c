@@ -88,19 +88,18 @@ void
 sentdm_receipt_set_key(SentdmReceipt *receipt)
 {
 	unsigned char hash[SHA256_DIGEST_LENGTH];
-	char	   *text = receipt->event.identity;
+	char	   *identity = receipt->event.identity;
 
-	if (text == NULL && receipt->payload != NULL)
-		text = JsonbToCString(NULL, &receipt->payload->root, VARSIZE(receipt->payload));
-
-	if (SHA256((const unsigned char *) (text ? text : VARDATA_ANY(receipt->raw)),
-			   text ? strlen(text) : VARSIZE_ANY_EXHDR(receipt->raw), hash) == NULL)
+	if (identity == NULL && receipt->payload != NULL)
+		identity = JsonbToCString(NULL, &receipt->payload->root, VARSIZE(receipt->payload));
+	if (SHA256((const unsigned char *) (identity ? identity : VARDATA_ANY(receipt->raw)),
+			   identity ? strlen(identity) : VARSIZE_ANY_EXHDR(receipt->raw), hash) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute a hash")));
 	memcpy(receipt->dedupe_key, hash, SENTDM_DEDUPE_KEY_LEN);
-	if (text !=receipt->event.identity)
-		pfree(text);
+	if (identity != receipt->event.identity)
+		pfree(identity);
 }
 
 /* Order by key; of the same key, by arrival. */
