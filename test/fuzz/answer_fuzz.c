@@ -108,7 +108,7 @@ check(const SentdmAnswer *answer)
 		if (packed > answer->sent + answer->sent_bytes)
 			abort();
 	}
-	if (packed != answer->sent + answer->sent_bytes)
+	if (answer->n_sent == 0 ? answer->sent_bytes != 0 : packed != answer->sent + answer->sent_bytes)
 		abort();
 }
 
