@@ -14,6 +14,10 @@
  */
 #include "postgres.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -68,6 +72,19 @@ typedef struct Worker
 	bool		asked_to_leave; /* as soon as there is nothing to do */
 	TimestampTz idle_since;		/* 0: not idle */
 } Worker;
+
+/*
+ * Large answers come in bursts.  By itself glibc takes more and more of what it
+ * gives out from the heap, which keeps it; this way it goes back to the system.
+ */
+static void
+give_memory_back(void)
+{
+#ifdef M_MMAP_THRESHOLD
+	mallopt(M_MMAP_THRESHOLD, 256 * 1024);
+	mallopt(M_TRIM_THRESHOLD, 1024 * 1024);
+#endif
+}
 
 /* Held until the process ends, however it ends. */
 static bool
@@ -464,6 +481,7 @@ sentdm_worker_main(Datum arg)
 	if (worker.slot == NULL || !sentdm_slot_attach(worker.slot))
 		proc_exit(1);
 	sentdm_fix_settings();
+	give_memory_back();
 	/* Not there yet when the one before is about to end. */
 	if (!take_drainer_lock())
 		proc_exit(1);
