@@ -206,6 +206,8 @@ pass_is_due(bool scheduled, int pass, const SentdmRefreshed *from)
 	};
 	static SentdmStatement by_send_at = {
 		.sql = "SELECT m.id, m.send_at FROM sentdm.messages m WHERE (m.send_at, m.id) > ($1, $2)"
+		" AND m.send_at >= $1"	/* or the planner does not see that the index
+								 * has it */
 		" ORDER BY m.send_at, m.id LIMIT 1",
 		.nargs = 2,
 		.types = {TIMESTAMPTZOID, UUIDOID}
