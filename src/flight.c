@@ -19,7 +19,7 @@
 
 #define UNIX_EPOCH_US ((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
-/* What an answer may need beyond its ids: the envelope, and the body of each copy. */
+/* What an answer may need beyond its copies: the envelope, or an error page. */
 #define ANSWER_BASE (64 * 1024)
 #define ANSWER_LIMIT (64 * 1024 * 1024)
 

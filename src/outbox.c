@@ -25,7 +25,7 @@
 
 static const char *const lane_names[SENTDM_LANES] = {"high", "normal", "bulk"};
 
-#define ANSWER_PER_COPY 1024
+#define ANSWER_PER_COPY 1024	/* bytes: ids, number, and a template's text */
 
 /* Rows that one statement inserts: a bound for its memory. */
 #define INSERT_AT_ONCE 2048
