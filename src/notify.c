@@ -53,11 +53,11 @@ announce(uint64 n)
 }
 
 void
-sentdm_execute_notifying(SentdmNotifying *statement, Datum *values)
+sentdm_execute_notifying(SentdmNotifying *statement)
 {
 	if (!sentdm_notify)
 	{
-		sentdm_execute(&statement->plain, values, NULL);
+		sentdm_execute(&statement->plain, NULL, NULL);
 		return;
 	}
 	if (statement->notifying.sql == NULL)
@@ -68,5 +68,5 @@ sentdm_execute_notifying(SentdmNotifying *statement, Datum *values)
 		statement->notifying.plan = NULL;
 		statement->notifying.sql = MemoryContextStrdup(TopMemoryContext, sql);
 	}
-	announce(sentdm_execute(&statement->notifying, values, NULL));
+	announce(sentdm_execute(&statement->notifying, NULL, NULL));
 }

@@ -19,9 +19,9 @@ typedef struct SentdmNotifying
 } SentdmNotifying;
 
 /*
- * Run the statement, without nulls, and with sentdm.notify have its changes
+ * Run the statement, which has no arguments, and with sentdm.notify have its changes
  * announced at commit; it costs nothing without.  Needs an SPI connection.
  */
-extern void sentdm_execute_notifying(SentdmNotifying *statement, Datum *values);
+extern void sentdm_execute_notifying(SentdmNotifying *statement);
 
 #endif							/* SENTDM_NOTIFY_H */

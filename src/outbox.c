@@ -30,29 +30,41 @@ static const char *const lane_names[SENTDM_LANES] = {"high", "normal", "bulk"};
 /* Rows that one statement inserts: a bound for its memory. */
 #define INSERT_AT_ONCE 2048
 
-/* The arrays of one settle statement, one element per outcome. */
-typedef struct Columns
+/* What is to be done about outcomes, each by statements of its own. */
+typedef enum Fate
 {
-	int			n;
-	Datum	   *id;
-	Datum	   *part;
-	Datum	   *state;
-	Datum	   *attempts;
-	Datum	   *http_status;
-	Datum	   *error_code;
-	Datum	   *error;
-	Datum	   *request_id;
-	Datum	   *due_at;
-	Datum	   *ambiguous_since;
-	Datum	   *first_tried_at;
-	bool	   *no_status;
-	bool	   *no_error_code;
-	bool	   *no_error;
-	bool	   *no_request_id;
-	bool	   *no_ambiguity;
-	bool	   *not_tried;
-	bool		parts;			/* some belong to a request that was split */
-} Columns;
+	ENDED,						/* the message came to an end */
+	PART,						/* a part of a split request did */
+	RETRY,
+	RELEASE,
+	SPLIT,
+	FATES
+} Fate;
+
+static const char *const fate_names[FATES] = {"ended", "part", "retry", "release", "split"};
+
+/* The columns of outcomes. */
+enum
+{
+	FATE,
+	ID,
+	PART_NUMBER,
+	STATE,
+	ATTEMPTS,
+	HTTP_STATUS,
+	ERROR_CODE,
+	ERROR_TEXT,
+	REQUEST_ID,
+	DUE_AT,
+	AMBIGUOUS_SINCE,
+	FIRST_TRIED_AT
+};
+
+static SentdmShape outcome_shape = {.name = "outcomes",.ncolumns = FIRST_TRIED_AT + 1,.columns = {
+		{"fate", TEXTOID}, {"id", UUIDOID}, {"part", INT4OID}, {"state", TEXTOID}, {"attempts", INT4OID},
+		{"http_status", INT4OID}, {"error_code", TEXTOID}, {"error", TEXTOID}, {"request_id", TEXTOID},
+		{"due_at", TIMESTAMPTZOID}, {"ambiguous_since", TIMESTAMPTZOID}, {"first_tried_at", TIMESTAMPTZOID}
+}};
 
 int64
 sentdm_outbox_rescue(int64 *suspects)
@@ -216,32 +228,39 @@ end_claim(DestReceiver *receiver)
 {
 }
 
+static int
+compare_places(const void *a, const void *b)
+{
+	const SentdmPlace *left = &(*(SentdmMessage *const *) a)->place;
+	const SentdmPlace *right = &(*(SentdmMessage *const *) b)->place;
+
+	if (left->due_at != right->due_at)
+		return left->due_at < right->due_at ? -1 : 1;
+	return left->position < right->position ? -1 : left->position > right->position;
+}
+
 int
 sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit, bool sandbox_only,
 					size_t *room, MemoryContext memory, SentdmMessage **messages)
 {
 	static SentdmStatement claim = {
 		.sql = "WITH due AS MATERIALIZED ("
-		"  SELECT ctid, ambiguous_since, first_tried_at FROM sentdm.outbox"
+		"  SELECT ctid, message_id, ambiguous_since, first_tried_at FROM sentdm.outbox"
 		"  WHERE priority = $1 AND due_at <= pg_catalog.now() AND (due_at, position) >= ($4, $5)"
 		"    AND claimed_at IS NULL AND (sandbox OR NOT $3)"
-		"  ORDER BY due_at, position LIMIT $2 FOR UPDATE SKIP LOCKED),"
-		" claimed AS ("
-		"  UPDATE sentdm.outbox o SET claimed_at = pg_catalog.now(),"
-		"    ambiguous_since = coalesce(o.ambiguous_since, pg_catalog.now()),"
-		"    first_tried_at = coalesce(o.first_tried_at, pg_catalog.now())"
-		"  FROM due WHERE o.ctid OPERATOR(pg_catalog.=) due.ctid"
-		"  RETURNING o.message_id, o.part, o.attempts, o.crashes, o.claimed_at, o.expires_at,"
-		"    o.recipients, o.due_at, o.position, due.ambiguous_since, due.first_tried_at) "
-		"SELECT c.message_id, c.part, m.generation,"
-		"  coalesce(pg_catalog.cardinality(c.recipients), pg_catalog.jsonb_array_length(m.request -> 'to')),"
+		"  ORDER BY due_at, position LIMIT $2 FOR UPDATE SKIP LOCKED) "
+		"UPDATE sentdm.outbox o SET claimed_at = pg_catalog.now(),"
+		"  ambiguous_since = coalesce(o.ambiguous_since, pg_catalog.now()),"
+		"  first_tried_at = coalesce(o.first_tried_at, pg_catalog.now()) "
+		"FROM due LEFT JOIN sentdm.messages m ON m.id = ANY (ARRAY[due.message_id])"
+		" WHERE o.ctid OPERATOR(pg_catalog.=) due.ctid "
+		"RETURNING o.message_id, o.part, m.generation,"
+		"  coalesce(pg_catalog.cardinality(o.recipients), pg_catalog.jsonb_array_length(m.request -> 'to')),"
 		"  pg_catalog.jsonb_array_length(m.request -> 'channel'),"
-		"  c.attempts, c.crashes, c.claimed_at, c.expires_at, c.ambiguous_since, c.first_tried_at,"
-		"  CASE WHEN c.recipients IS NULL THEN m.request"
-		"    ELSE pg_catalog.jsonb_set(m.request, '{to}', pg_catalog.to_jsonb(c.recipients)) END::text,"
-		"  m.profile_id::text, c.due_at, c.position "
-		"FROM claimed c LEFT JOIN sentdm.messages m ON m.id = ANY (ARRAY[c.message_id]) "
-		"ORDER BY c.due_at, c.position",
+		"  o.attempts, o.crashes, o.claimed_at, o.expires_at, due.ambiguous_since, due.first_tried_at,"
+		"  CASE WHEN o.recipients IS NULL THEN m.request"
+		"    ELSE pg_catalog.jsonb_set(m.request, '{to}', pg_catalog.to_jsonb(o.recipients)) END::text,"
+		"  m.profile_id::text, o.due_at, o.position",
 		.nargs = 5,
 		.types = {TEXTOID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID}
 	};
@@ -262,6 +281,7 @@ sentdm_outbox_claim(SentdmLane lane, const SentdmPlace *from, int limit, bool sa
 	values[4] = Int64GetDatum(from->position);
 	sentdm_execute_into(&claim, values, &claimed.receiver);
 	SPI_finish();
+	qsort(messages, claimed.n, sizeof(SentdmMessage *), compare_places);
 	return claimed.n;
 }
 
@@ -289,11 +309,11 @@ storable(const char *text_utf8)
 }
 
 /* NULL for an empty or missing string. */
-static Datum
-text_or_null(const char *string, bool *isnull)
+static void
+set_storable(SentdmRows *rows, int column, const char *string)
 {
-	*isnull = string == NULL || string[0] == '\0';
-	return *isnull ? (Datum) 0 : CStringGetTextDatum(storable(string));
+	if (string != NULL && string[0] != '\0')
+		sentdm_rows_set_text(rows, column, storable(string));
 }
 
 static const char *
@@ -335,81 +355,66 @@ error_of(const SentdmOutcome *outcome)
 	return outcome->answer.error;
 }
 
-static void
-allocate_columns(Columns *columns, int n)
+static Fate
+fate_of(const SentdmOutcome *outcome)
 {
-	memset(columns, 0, sizeof(*columns));
-	columns->id = palloc(n * sizeof(Datum));
-	columns->part = palloc(n * sizeof(Datum));
-	columns->state = palloc(n * sizeof(Datum));
-	columns->attempts = palloc(n * sizeof(Datum));
-	columns->http_status = palloc(n * sizeof(Datum));
-	columns->error_code = palloc(n * sizeof(Datum));
-	columns->error = palloc(n * sizeof(Datum));
-	columns->request_id = palloc(n * sizeof(Datum));
-	columns->due_at = palloc(n * sizeof(Datum));
-	columns->ambiguous_since = palloc(n * sizeof(Datum));
-	columns->first_tried_at = palloc(n * sizeof(Datum));
-	columns->no_status = palloc(n * sizeof(bool));
-	columns->no_error_code = palloc(n * sizeof(bool));
-	columns->no_error = palloc(n * sizeof(bool));
-	columns->no_request_id = palloc(n * sizeof(bool));
-	columns->no_ambiguity = palloc(n * sizeof(bool));
-	columns->not_tried = palloc(n * sizeof(bool));
+	switch (outcome->decision.action)
+	{
+		case SENTDM_DO_RETRY:
+			return RETRY;
+		case SENTDM_DO_RELEASE:
+			return RELEASE;
+		case SENTDM_DO_SPLIT:
+			return SPLIT;
+		default:
+			return outcome->message->part == 0 ? ENDED : PART;
+	}
 }
 
 static void
-add_outcome(Columns *columns, const SentdmOutcome *outcome, TimestampTz now)
+add_outcome(SentdmRows *rows, const SentdmOutcome *outcome, TimestampTz now)
 {
 	const SentdmMessage *message = outcome->message;
 	const SentdmDecision *decision = &outcome->decision;
-	const char *code = decision->error_code ? decision->error_code : outcome->answer.error_code;
-	TimestampTz ambiguous_since = message->ambiguous_since ? message->ambiguous_since : message->claimed_at;
-	int			i = columns->n++;
 
-	columns->id[i] = UUIDPGetDatum(&message->id);
-	columns->part[i] = Int32GetDatum(message->part);
-	columns->state[i] = CStringGetTextDatum(state_of(decision->action));
-	columns->attempts[i] = Int32GetDatum(message->attempts + (decision->charged ? 1 : 0));
-	columns->http_status[i] = Int32GetDatum(outcome->http_status);
-	columns->no_status[i] = outcome->http_status == 0;
-	columns->error_code[i] = text_or_null(code, &columns->no_error_code[i]);
-	columns->error[i] = text_or_null(error_of(outcome), &columns->no_error[i]);
-	columns->request_id[i] = text_or_null(outcome->answer.request_id, &columns->no_request_id[i]);
-	columns->due_at[i] = TimestampTzGetDatum(now + decision->delay_ms * 1000);
-	columns->ambiguous_since[i] = TimestampTzGetDatum(ambiguous_since);
-	columns->no_ambiguity[i] = !decision->ambiguous;
-	columns->first_tried_at[i] = TimestampTzGetDatum(message->first_tried_at);
-	columns->not_tried[i] = message->first_tried_at == 0;
-	if (message->part != 0)
-		columns->parts = true;
+	sentdm_rows_set_text(rows, FATE, fate_names[fate_of(outcome)]);
+	sentdm_rows_set(rows, ID, UUIDPGetDatum(&message->id));
+	sentdm_rows_set(rows, PART_NUMBER, Int32GetDatum(message->part));
+	sentdm_rows_set_text(rows, STATE, state_of(decision->action));
+	sentdm_rows_set(rows, ATTEMPTS, Int32GetDatum(message->attempts + (decision->charged ? 1 : 0)));
+	if (outcome->http_status != 0)
+		sentdm_rows_set(rows, HTTP_STATUS, Int32GetDatum(outcome->http_status));
+	set_storable(rows, ERROR_CODE, decision->error_code ? decision->error_code : outcome->answer.error_code);
+	set_storable(rows, ERROR_TEXT, error_of(outcome));
+	set_storable(rows, REQUEST_ID, outcome->answer.request_id);
+	sentdm_rows_set(rows, DUE_AT, TimestampTzGetDatum(now + decision->delay_ms * 1000));
+	if (decision->ambiguous)
+		sentdm_rows_set(rows, AMBIGUOUS_SINCE,
+						TimestampTzGetDatum(message->ambiguous_since ? message->ambiguous_since : message->claimed_at));
+	if (message->first_tried_at != 0)
+		sentdm_rows_set(rows, FIRST_TRIED_AT, TimestampTzGetDatum(message->first_tried_at));
+	sentdm_rows_add(rows);
 }
-
-#define ENDED "unnest($1, $2, $3, $4, $5, $6, $7, $8)" \
-	" AS r(id, part, state, attempts, http_status, error_code, error, request_id)"
-#define ENDED_ARGS .nargs = 8, .types = {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID, INT4ARRAYOID, \
-	TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 
 /*
  * Parts of a split request: what was not accepted is noted per recipient, and
  * the last part to end decides the state of the whole.
  */
 static void
-settle_parts(Datum *values)
+settle_parts(void)
 {
 	static SentdmStatement note = {
 		.sql = "INSERT INTO sentdm.deliveries (message_id, recipient, status, reason_code, reason) "
-		"SELECT r.id, recipient, r.state, r.error_code, r.error FROM " ENDED
-		" JOIN sentdm.outbox o ON o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part,"
+		"SELECT e.id, recipient, e.state, e.error_code, e.error FROM outcomes e"
+		" JOIN sentdm.outbox o ON o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part,"
 		" pg_catalog.unnest(o.recipients) AS recipient "
-		"WHERE r.part <> 0 AND r.state <> 'accepted'",
-		ENDED_ARGS
+		"WHERE e.fate = 'part' AND e.state <> 'accepted'"
 	};
 	static SentdmNotifying conclude =
 	{
 		.plain =
 		{
-			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part <> 0),"
+			.sql = "WITH ended AS MATERIALIZED (SELECT * FROM outcomes WHERE fate = 'part'),"
 			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
 			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part),"
 			" whole AS (SELECT DISTINCT ON (id) e.* FROM ended e"
@@ -423,78 +428,68 @@ settle_parts(Datum *values)
 			"    WHEN w.state = 'accepted' OR EXISTS (SELECT FROM sentdm.deliveries d"
 			"      WHERE d.message_id = m.id AND d.sent_id IS NOT NULL) THEN 'accepted'"
 			"    ELSE w.state END "
-			"FROM whole w WHERE m.id = ANY (ARRAY[w.id])",
-			ENDED_ARGS
+			"FROM whole w WHERE m.id = ANY (ARRAY[w.id])"
 		},.returning = "m.id, m.state"
 	};
 
-	sentdm_execute(&note, values, NULL);
-	sentdm_execute_notifying(&conclude, values);
+	sentdm_execute(&note, NULL, NULL);
+	sentdm_execute_notifying(&conclude);
 }
 
 /* Messages that came to an end, one way or another. */
 static void
-settle_ended(Columns *c)
+settle_ended(void)
 {
 	static SentdmNotifying end =
 	{
 		.plain =
 		{
-			.sql = "WITH ended AS MATERIALIZED (SELECT r.* FROM " ENDED " WHERE r.part = 0),"
-			" gone AS (DELETE FROM sentdm.outbox o USING ended e"
-			"  WHERE o.message_id = ANY (ARRAY[e.id]) AND o.part = e.part) "
-			"UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
+			.sql = "UPDATE sentdm.messages m SET state = e.state, attempts = e.attempts,"
 			"  finished_at = pg_catalog.now(), http_status = e.http_status,"
 			"  error_code = e.error_code, error = e.error, request_id = e.request_id "
-			"FROM ended e WHERE m.id = ANY (ARRAY[e.id])",
-			ENDED_ARGS
+			"FROM outcomes e WHERE e.fate = 'ended' AND m.id = ANY (ARRAY[e.id])"
 		},.returning = "m.id, m.state"
 	};
-	Datum		values[8];
 
-	if (c->n == 0)
+	sentdm_execute_notifying(&end);
+}
+
+/* Their places in the queue.  By an array, which is the cheapest way to name rows. */
+static void
+leave_queue(const SentdmOutcome *outcomes, int n)
+{
+	static SentdmStatement leave = {
+		.sql = "DELETE FROM sentdm.outbox WHERE message_id = ANY ($1) AND part = 0",
+		.nargs = 1,
+		.types = {UUIDARRAYOID}
+	};
+	Datum	   *ids = palloc(n * sizeof(Datum));
+	Datum		array;
+	int			n_ended = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (fate_of(&outcomes[i]) == ENDED)
+			ids[n_ended++] = UUIDPGetDatum(&outcomes[i].message->id);
+	}
+	if (n_ended == 0)
 		return;
-	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
-	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
-	values[2] = sentdm_array(c->state, NULL, c->n, TEXTOID);
-	values[3] = sentdm_array(c->attempts, NULL, c->n, INT4OID);
-	values[4] = sentdm_array(c->http_status, c->no_status, c->n, INT4OID);
-	values[5] = sentdm_array(c->error_code, c->no_error_code, c->n, TEXTOID);
-	values[6] = sentdm_array(c->error, c->no_error, c->n, TEXTOID);
-	values[7] = sentdm_array(c->request_id, c->no_request_id, c->n, TEXTOID);
-	sentdm_execute_notifying(&end, values);
-	if (c->parts)
-		settle_parts(values);
+	array = sentdm_array(ids, NULL, n_ended, UUIDOID);
+	sentdm_execute(&leave, &array, NULL);
 }
 
 /* Messages that go back into the queue. */
 static void
-settle_retries(Columns *c)
+settle_retries(void)
 {
-	static SentdmStatement release = {
+	static SentdmStatement retry = {
 		.sql = "UPDATE sentdm.outbox o SET claimed_at = NULL, crashes = 0, due_at = r.due_at,"
 		"  attempts = r.attempts, ambiguous_since = r.ambiguous_since,"
 		"  http_status = r.http_status, error_code = r.error_code, error = r.error "
-		"FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
-		"  AS r(id, part, due_at, attempts, ambiguous_since, http_status, error_code, error) "
-		"WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part",
-		.nargs = 8,
-		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID,
-		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+		"FROM outcomes r WHERE r.fate = 'retry' AND o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part"
 	};
-	Datum		values[8];
 
-	if (c->n == 0)
-		return;
-	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
-	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
-	values[2] = sentdm_array(c->due_at, NULL, c->n, TIMESTAMPTZOID);
-	values[3] = sentdm_array(c->attempts, NULL, c->n, INT4OID);
-	values[4] = sentdm_array(c->ambiguous_since, c->no_ambiguity, c->n, TIMESTAMPTZOID);
-	values[5] = sentdm_array(c->http_status, c->no_status, c->n, INT4OID);
-	values[6] = sentdm_array(c->error_code, c->no_error_code, c->n, TEXTOID);
-	values[7] = sentdm_array(c->error, c->no_error, c->n, TEXTOID);
-	sentdm_execute(&release, values, NULL);
+	sentdm_execute(&retry, NULL, NULL);
 }
 
 /*
@@ -502,34 +497,24 @@ settle_retries(Columns *c)
  * were before.
  */
 static void
-settle_released(Columns *c)
+settle_released(void)
 {
 	static SentdmStatement release = {
 		.sql = "UPDATE sentdm.outbox o SET claimed_at = NULL, ambiguous_since = r.ambiguous_since,"
 		"  first_tried_at = r.first_tried_at "
-		"FROM unnest($1, $2, $3, $4) AS r(id, part, ambiguous_since, first_tried_at) "
-		"WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part",
-		.nargs = 4,
-		.types = {UUIDARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
+		"FROM outcomes r WHERE r.fate = 'release' AND o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part"
 	};
-	Datum		values[4];
 
-	if (c->n == 0)
-		return;
-	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
-	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
-	values[2] = sentdm_array(c->ambiguous_since, c->no_ambiguity, c->n, TIMESTAMPTZOID);
-	values[3] = sentdm_array(c->first_tried_at, c->not_tried, c->n, TIMESTAMPTZOID);
-	sentdm_execute(&release, values, NULL);
+	sentdm_execute(&release, NULL, NULL);
 }
 
 /* Requests that were refused because of some of their recipients: two halves. */
 static void
-settle_splits(Columns *c)
+settle_splits(void)
 {
 	static SentdmStatement split = {
-		.sql = "WITH gone AS (DELETE FROM sentdm.outbox o USING unnest($1, $2) AS r(id, part)"
-		"  WHERE o.message_id = ANY (ARRAY[r.id]) AND o.part = r.part RETURNING o.*),"
+		.sql = "WITH gone AS (DELETE FROM sentdm.outbox o USING outcomes s"
+		"  WHERE s.fate = 'split' AND o.message_id = ANY (ARRAY[s.id]) AND o.part = s.part RETURNING o.*),"
 		" whole AS (SELECT g.*, coalesce(g.recipients, ARRAY("
 		"    SELECT pg_catalog.jsonb_array_elements_text(m.request -> 'to'))) AS everyone"
 		"  FROM gone g JOIN sentdm.messages m ON m.id = ANY (ARRAY[g.message_id])) "
@@ -537,17 +522,10 @@ settle_splits(Columns *c)
 		"SELECT message_id, 2 * part + half, priority, pg_catalog.now(), expires_at,"
 		"  CASE half WHEN 1 THEN everyone[:pg_catalog.cardinality(everyone) / 2]"
 		"    ELSE everyone[pg_catalog.cardinality(everyone) / 2 + 1:] END, sandbox "
-		"FROM whole, (VALUES (1), (2)) AS halves(half)",
-		.nargs = 2,
-		.types = {UUIDARRAYOID, INT4ARRAYOID}
+		"FROM whole, (VALUES (1), (2)) AS halves(half)"
 	};
-	Datum		values[2];
 
-	if (c->n == 0)
-		return;
-	values[0] = sentdm_array(c->id, NULL, c->n, UUIDOID);
-	values[1] = sentdm_array(c->part, NULL, c->n, INT4OID);
-	sentdm_execute(&split, values, NULL);
+	sentdm_execute(&split, NULL, NULL);
 }
 
 /* An id that Sent gave us, and whose message it is. */
@@ -599,39 +577,33 @@ insert_deliveries(const Delivery *deliveries, int n)
 		.plain =
 		{
 			.sql = "INSERT INTO sentdm.deliveries AS d (sent_id, message_id, recipient, channel, status) "
-			"SELECT sent_id, message_id, nullif(recipient, ''), nullif(channel, ''), 'queued'"
-			" FROM unnest($1, $2, $3, $4) AS r(sent_id, message_id, recipient, channel) "
+			"SELECT sent_id, message_id, recipient, channel, 'queued' FROM sent "
 			"ON CONFLICT (sent_id) DO UPDATE SET message_id = excluded.message_id,"
 			"  recipient = coalesce(excluded.recipient, d.recipient),"
 			"  channel = coalesce(d.channel, excluded.channel) "
-			"WHERE d.message_id IS NULL",
-			.nargs = 4,
-			.types =
-			{
-				UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID
-			}
+			"WHERE d.message_id IS NULL"
 		},.returning = "CASE WHEN d.status_at IS NOT NULL THEN d.message_id END, d.status"
 	};
-	Datum		values[4];
-	Datum	   *columns[4];
+	static SentdmShape shape = {.name = "sent",.ncolumns = 4,.columns = {
+			{"sent_id", UUIDOID}, {"message_id", UUIDOID}, {"recipient", TEXTOID}, {"channel", TEXTOID}
+	}};
+	SentdmRows	rows;
 
-	for (int c = 0; c < 4; c++)
-		columns[c] = palloc(n * sizeof(Datum));
+	sentdm_rows_begin(&rows, &shape);
 	for (int i = 0; i < n; i++)
 	{
 		SentdmSent	sent;
 
 		sentdm_answer_sent(deliveries[i].packed, &sent);
-		columns[0][i] = PointerGetDatum(sent.sent_id);
-		columns[1][i] = UUIDPGetDatum(&deliveries[i].message->id);
-		columns[2][i] = CStringGetTextDatum(sent.recipient);
-		columns[3][i] = CStringGetTextDatum(sent.channel);
+		sentdm_rows_set(&rows, 0, PointerGetDatum(sent.sent_id));
+		sentdm_rows_set(&rows, 1, UUIDPGetDatum(&deliveries[i].message->id));
+		sentdm_rows_set_text(&rows, 2, sent.recipient[0] ? sent.recipient : NULL);
+		sentdm_rows_set_text(&rows, 3, sent.channel[0] ? sent.channel : NULL);
+		sentdm_rows_add(&rows);
 	}
-	values[0] = sentdm_array(columns[0], NULL, n, UUIDOID);
-	values[1] = sentdm_array(columns[1], NULL, n, UUIDOID);
-	values[2] = sentdm_array(columns[2], NULL, n, TEXTOID);
-	values[3] = sentdm_array(columns[3], NULL, n, TEXTOID);
-	sentdm_execute_notifying(&insert, values);
+	sentdm_rows_offer(&rows);
+	sentdm_execute_notifying(&insert);
+	sentdm_rows_end(&rows);
 }
 
 /*
@@ -644,8 +616,6 @@ static void
 settle_deliveries(const SentdmOutcome *outcomes, int n_outcomes)
 {
 	Delivery   *deliveries;
-	MemoryContext statement;
-	MemoryContext old;
 	int			n = 0;
 
 	for (int i = 0; i < n_outcomes; i++)
@@ -654,54 +624,37 @@ settle_deliveries(const SentdmOutcome *outcomes, int n_outcomes)
 		return;
 	deliveries = palloc_extended(n * sizeof(Delivery), MCXT_ALLOC_HUGE);
 	n = sort_deliveries(outcomes, n_outcomes, deliveries);
-	statement = AllocSetContextCreate(CurrentMemoryContext, "sentdm statement", ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(statement);
 	for (int i = 0; i < n; i += INSERT_AT_ONCE)
-	{
 		insert_deliveries(deliveries + i, Min(n - i, INSERT_AT_ONCE));
-		MemoryContextReset(statement);
-	}
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(statement);
 	pfree(deliveries);
 }
 
 void
 sentdm_outbox_settle(SentdmOutcome *outcomes, int n)
 {
-	Columns		ended;
-	Columns		retries;
-	Columns		released;
-	Columns		splits;
+	static void (*const settle[FATES]) (void) = {
+		settle_ended, settle_parts, settle_retries, settle_released, settle_splits
+	};
+	SentdmRows	rows;
+	bool		has[FATES] = {false};
 	TimestampTz now = GetCurrentTimestamp();
 
 	SPI_connect();
-	allocate_columns(&ended, n);
-	allocate_columns(&retries, n);
-	allocate_columns(&released, n);
-	allocate_columns(&splits, n);
+	settle_deliveries(outcomes, n);
+	sentdm_rows_begin(&rows, &outcome_shape);
 	for (int i = 0; i < n; i++)
 	{
-		switch (outcomes[i].decision.action)
-		{
-			case SENTDM_DO_RETRY:
-				add_outcome(&retries, &outcomes[i], now);
-				break;
-			case SENTDM_DO_RELEASE:
-				add_outcome(&released, &outcomes[i], now);
-				break;
-			case SENTDM_DO_SPLIT:
-				add_outcome(&splits, &outcomes[i], now);
-				break;
-			default:
-				add_outcome(&ended, &outcomes[i], now);
-		}
+		add_outcome(&rows, &outcomes[i], now);
+		has[fate_of(&outcomes[i])] = true;
 	}
-	settle_deliveries(outcomes, n);
-	settle_ended(&ended);
-	settle_retries(&retries);
-	settle_released(&released);
-	settle_splits(&splits);
+	leave_queue(outcomes, n);
+	sentdm_rows_offer(&rows);
+	for (int fate = 0; fate < FATES; fate++)
+	{
+		if (has[fate])
+			settle[fate] ();
+	}
+	sentdm_rows_end(&rows);
 	SPI_finish();
 }
 

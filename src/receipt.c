@@ -27,61 +27,8 @@
 #include "status.h"
 #include "transact.h"
 
-/* An array has to fit into 1 GB, and jsonb may be several times its text. */
-#define MAX_STATEMENT_BYTES (256 * 1024 * 1024)
-
-/* The columns of one statement, each an array with an element per row. */
-#define MAX_COLUMNS 10
-
-typedef struct Columns
-{
-	int			nrows;
-	Datum	   *values[MAX_COLUMNS];
-	bool	   *nulls[MAX_COLUMNS];
-} Columns;
-
-static void
-allocate_columns(Columns *columns, int ncolumns, int nrows)
-{
-	columns->nrows = 0;
-	for (int c = 0; c < ncolumns; c++)
-	{
-		columns->values[c] = palloc(nrows * sizeof(Datum));
-		columns->nulls[c] = palloc(nrows * sizeof(bool));
-	}
-}
-
-/* Set a column of the row that is being added. */
-static void
-set_column(Columns *columns, int c, Datum value, bool isnull)
-{
-	columns->values[c][columns->nrows] = value;
-	columns->nulls[c][columns->nrows] = isnull;
-}
-
-static void
-set_text(Columns *columns, int c, const char *string)
-{
-	set_column(columns, c, string ? CStringGetTextDatum(string) : (Datum) 0, string == NULL);
-}
-
-/* The columns as one-dimensional arrays of these types. */
-static void
-columns_to_arrays(const Columns *columns, const Oid *types, int ncolumns, Datum *arrays)
-{
-	for (int c = 0; c < ncolumns; c++)
-		arrays[c] = sentdm_array(columns->values[c], columns->nulls[c], columns->nrows, types[c]);
-}
-
-/* Run a statement whose arguments are such arrays. */
-static void
-execute_columns(SentdmStatement *statement, const Columns *columns, const Oid *types)
-{
-	Datum		values[MAX_COLUMNS];
-
-	columns_to_arrays(columns, types, statement->nargs, values);
-	sentdm_execute(statement, values, NULL);
-}
+/* What one statement stores: a bound for its memory. */
+#define MAX_STATEMENT_BYTES (64 * 1024 * 1024)
 
 /* The API's log of events has what a payload says, but not its bytes. */
 void
@@ -138,13 +85,23 @@ stored_bytes(const SentdmReceipt *receipt)
 	return receipt->payload ? VARSIZE(receipt->payload) : VARSIZE_ANY(receipt->raw);
 }
 
-/* The types of the columns of an event, in their order. */
-static const Oid event_types[] = {
-	TEXTOID, UUIDOID, TIMESTAMPTZOID, JSONBOID, BYTEAOID, TEXTOID, INT4OID, BOOLOID, TEXTOID, BYTEAOID
-};
+/* Columns that an event has or has not. */
+static void
+set_time(SentdmRows *rows, int column, TimestampTz time)
+{
+	if (time != DT_NOBEGIN)
+		sentdm_rows_set(rows, column, TimestampTzGetDatum(time));
+}
 
 static void
-add_event(Columns *columns, const SentdmReceipt *receipt, int copies)
+set_pointer(SentdmRows *rows, int column, const void *value)
+{
+	if (value != NULL)
+		sentdm_rows_set(rows, column, PointerGetDatum(value));
+}
+
+static void
+add_event(SentdmRows *rows, const SentdmReceipt *receipt, int copies)
 {
 	const SentdmEvent *event = &receipt->event;
 	bytea	   *key = palloc(VARHDRSZ + SENTDM_DEDUPE_KEY_LEN);
@@ -152,17 +109,17 @@ add_event(Columns *columns, const SentdmReceipt *receipt, int copies)
 	SET_VARSIZE(key, VARHDRSZ + SENTDM_DEDUPE_KEY_LEN);
 	memcpy(VARDATA(key), receipt->dedupe_key, SENTDM_DEDUPE_KEY_LEN);
 
-	set_text(columns, 0, event->name);
-	set_column(columns, 1, UUIDPGetDatum(&event->sent_id), !event->has_sent_id);
-	set_column(columns, 2, TimestampTzGetDatum(event->occurred_at), event->occurred_at == DT_NOBEGIN);
-	set_column(columns, 3, JsonbPGetDatum(receipt->payload), receipt->payload == NULL);
-	set_column(columns, 4, PointerGetDatum(receipt->raw), receipt->raw == NULL);
-	set_text(columns, 5, receipt->raw_reason);
-	set_column(columns, 6, Int32GetDatum(copies - 1), false);
-	set_column(columns, 7, BoolGetDatum(receipt->late), false);
-	set_column(columns, 8, PointerGetDatum(receipt->webhook_id), receipt->webhook_id == NULL);
-	set_column(columns, 9, PointerGetDatum(key), false);
-	columns->nrows++;
+	sentdm_rows_set_text(rows, 0, event->name);
+	set_pointer(rows, 1, event->has_sent_id ? &event->sent_id : NULL);
+	set_time(rows, 2, event->occurred_at);
+	set_pointer(rows, 3, receipt->payload);
+	set_pointer(rows, 4, receipt->raw);
+	sentdm_rows_set_text(rows, 5, receipt->raw_reason);
+	sentdm_rows_set(rows, 6, Int32GetDatum(copies - 1));
+	sentdm_rows_set(rows, 7, BoolGetDatum(receipt->late));
+	set_pointer(rows, 8, receipt->webhook_id);
+	set_pointer(rows, 9, key);
+	sentdm_rows_add(rows);
 }
 
 /* The first of the sorted receipts with a key; n if there is none. */
@@ -217,11 +174,8 @@ take_id(SentdmReceipt **sorted, int n, HeapTuple row, TupleDesc desc)
 #define STORE_EVENTS(on_conflict) { \
 	.sql = "INSERT INTO sentdm.events AS e" \
 	" (event, sent_id, occurred_at, payload, raw, reason, duplicates, late, webhook_id, dedupe_key)" \
-	" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) " \
-	"ON CONFLICT (dedupe_key) " on_conflict " RETURNING id, duplicates, dedupe_key", \
-	.nargs = 10, \
-	.types = {TEXTARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, \
-	TEXTARRAYOID, INT4ARRAYOID, BOOLARRAYOID, TEXTARRAYOID, BYTEAARRAYOID} \
+	" SELECT * FROM received " \
+	"ON CONFLICT (dedupe_key) " on_conflict " RETURNING id, duplicates, dedupe_key" \
 }
 
 /*
@@ -233,22 +187,29 @@ store_events(SentdmReceipt **sorted, int n, bool count_known)
 {
 	static SentdmStatement store = STORE_EVENTS("DO UPDATE SET duplicates = e.duplicates + excluded.duplicates + 1");
 	static SentdmStatement store_new = STORE_EVENTS("DO NOTHING");
-	Columns		columns;
+	static SentdmShape shape = {.name = "received",.ncolumns = 10,.columns = {
+			{"event", TEXTOID}, {"sent_id", UUIDOID}, {"occurred_at", TIMESTAMPTZOID}, {"payload", JSONBOID},
+			{"raw", BYTEAOID}, {"reason", TEXTOID}, {"duplicates", INT4OID}, {"late", BOOLOID},
+			{"webhook_id", TEXTOID}, {"dedupe_key", BYTEAOID}
+	}};
+	SentdmRows	rows;
 	Size		bytes = 0;
 	int			taken = 0;
 
-	allocate_columns(&columns, lengthof(event_types), n);
+	sentdm_rows_begin(&rows, &shape);
 	while (taken < n && (taken == 0 || bytes + stored_bytes(sorted[taken]) <= MAX_STATEMENT_BYTES))
 	{
 		int			copies = count_copies(sorted + taken, n - taken);
 
 		bytes += stored_bytes(sorted[taken]);
-		add_event(&columns, sorted[taken], copies);
+		add_event(&rows, sorted[taken], copies);
 		taken += copies;
 	}
-	execute_columns(count_known ? &store : &store_new, &columns, event_types);
+	sentdm_rows_offer(&rows);
+	sentdm_execute(count_known ? &store : &store_new, NULL, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 		take_id(sorted, taken, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	sentdm_rows_end(&rows);
 	return taken;
 }
 
@@ -296,17 +257,12 @@ wins(const SentdmEvent *event, const SentdmEvent *earlier)
 	return sentdm_rank_of_status(event->status) > sentdm_rank_of_status(earlier->status);
 }
 
-/* The types of the columns of a status, in their order. */
-static const Oid status_types[] = {
-	UUIDOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TEXTOID, TEXTOID
-};
-
 /*
  * Add the status that wins among the receipts of one message.  What it does not
  * know of the recipient and the channel, the others may.
  */
 static void
-add_status(Columns *columns, SentdmReceipt **same, int n)
+add_status(SentdmRows *rows, SentdmReceipt **same, int n)
 {
 	const SentdmEvent *winner = &same[0]->event;
 	const char *recipient = NULL;
@@ -321,14 +277,14 @@ add_status(Columns *columns, SentdmReceipt **same, int n)
 		recipient = recipient ? recipient : event->recipient;
 		channel = event->channel ? event->channel : channel;
 	}
-	set_column(columns, 0, UUIDPGetDatum(&winner->sent_id), false);
-	set_text(columns, 1, recipient);
-	set_text(columns, 2, winner->channel ? winner->channel : channel);
-	set_text(columns, 3, winner->status);
-	set_column(columns, 4, TimestampTzGetDatum(winner->occurred_at), winner->occurred_at == DT_NOBEGIN);
-	set_text(columns, 5, winner->reason_code);
-	set_text(columns, 6, winner->reason);
-	columns->nrows++;
+	set_pointer(rows, 0, &winner->sent_id);
+	sentdm_rows_set_text(rows, 1, recipient);
+	sentdm_rows_set_text(rows, 2, winner->channel ? winner->channel : channel);
+	sentdm_rows_set_text(rows, 3, winner->status);
+	set_time(rows, 4, winner->occurred_at);
+	sentdm_rows_set_text(rows, 5, winner->reason_code);
+	sentdm_rows_set_text(rows, 6, winner->reason);
+	sentdm_rows_add(rows);
 }
 
 /*
@@ -345,12 +301,12 @@ add_status(Columns *columns, SentdmReceipt **same, int n)
  * Sent falls back to another one.
  */
 static void
-apply_statuses(const Columns *columns)
+apply_statuses(SentdmRows *statuses)
 {
 	static SentdmNotifying apply = {.plain = {
 			.sql = "INSERT INTO sentdm.deliveries AS d"
 			" (sent_id, recipient, channel, status, status_at, reason_code, reason)"
-			" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) "
+			" SELECT * FROM statuses "
 			"ON CONFLICT (sent_id) DO UPDATE SET"
 			"  recipient = coalesce(d.recipient, excluded.recipient),"
 			"  channel = coalesce(excluded.channel, d.channel),"
@@ -360,15 +316,11 @@ apply_statuses(const Columns *columns)
 			"  reason = excluded.reason "
 			"WHERE excluded.status_at > coalesce(d.status_at, '-infinity')"
 			"  OR (coalesce(excluded.status_at, d.status_at) IS NOT DISTINCT FROM d.status_at"
-			"    AND sentdm.status_rank(excluded.status) > sentdm.status_rank(d.status))",
-			.nargs = 7,
-			.types = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-			TEXTARRAYOID, TEXTARRAYOID}
+			"    AND sentdm.status_rank(excluded.status) > sentdm.status_rank(d.status))"
 	},.returning = "d.message_id, d.status"};
-	Datum		values[MAX_COLUMNS];
 
-	columns_to_arrays(columns, status_types, lengthof(status_types), values);
-	sentdm_execute_notifying(&apply, values);
+	sentdm_rows_offer(statuses);
+	sentdm_execute_notifying(&apply);
 }
 
 /*
@@ -380,10 +332,14 @@ apply_statuses(const Columns *columns)
 static int
 apply_turn(SentdmReceipt **sorted, int n)
 {
-	Columns		columns;
+	static SentdmShape shape = {.name = "statuses",.ncolumns = 7,.columns = {
+			{"sent_id", UUIDOID}, {"recipient", TEXTOID}, {"channel", TEXTOID}, {"status", TEXTOID},
+			{"status_at", TIMESTAMPTZOID}, {"reason_code", TEXTOID}, {"reason", TEXTOID}
+	}};
+	SentdmRows	statuses;
 	int			left = 0;
 
-	allocate_columns(&columns, lengthof(status_types), n);
+	sentdm_rows_begin(&statuses, &shape);
 	for (int i = 0; i < n;)
 	{
 		int			first = i;
@@ -391,11 +347,12 @@ apply_turn(SentdmReceipt **sorted, int n)
 		while (i < n && same_message(sorted[i], sorted[first]) &&
 			   has_time(sorted[i]) == has_time(sorted[first]))
 			i++;
-		add_status(&columns, sorted + first, i - first);
+		add_status(&statuses, sorted + first, i - first);
 		while (i < n && same_message(sorted[i], sorted[first]))
 			sorted[left++] = sorted[i++];
 	}
-	apply_statuses(&columns);
+	apply_statuses(&statuses);
+	sentdm_rows_end(&statuses);
 	return left;
 }
 
@@ -429,17 +386,14 @@ apply_all_statuses(SentdmReceipt **receipts, int n)
 		count = apply_turn(receipts, count);
 }
 
-/* The types of the columns of an opt-out, in their order. */
-static const Oid optout_types[] = {TEXTOID, BOOLOID, TIMESTAMPTZOID, TEXTOID};
-
 static void
-add_consent(Columns *columns, const SentdmEvent *event)
+add_consent(SentdmRows *rows, const SentdmEvent *event)
 {
-	set_text(columns, 0, event->contact);
-	set_column(columns, 1, BoolGetDatum(event->consent == SENTDM_OPTED_OUT), false);
-	set_column(columns, 2, TimestampTzGetDatum(event->occurred_at), event->occurred_at == DT_NOBEGIN);
-	set_text(columns, 3, event->name);
-	columns->nrows++;
+	sentdm_rows_set_text(rows, 0, event->contact);
+	sentdm_rows_set(rows, 1, BoolGetDatum(event->consent == SENTDM_OPTED_OUT));
+	set_time(rows, 2, event->occurred_at);
+	sentdm_rows_set_text(rows, 3, event->name);
+	sentdm_rows_add(rows);
 }
 
 /*
@@ -452,25 +406,30 @@ apply_consents(SentdmReceipt **receipts, int n)
 	static SentdmStatement apply = {
 		.sql = "INSERT INTO sentdm.optouts AS o (phone, opted_out, since, source)"
 		" SELECT DISTINCT ON (n.phone) n.phone, n.opted_out, coalesce(n.since, pg_catalog.now()) AS at, n.source"
-		" FROM unnest($1, $2, $3, $4) AS n(phone, opted_out, since, source)"
+		" FROM consents n"
 		" ORDER BY n.phone, at DESC, n.opted_out DESC "
 		"ON CONFLICT (phone) DO UPDATE SET opted_out = excluded.opted_out, since = excluded.since,"
 		"  source = excluded.source "
-		"WHERE (excluded.since, excluded.opted_out) > (o.since, o.opted_out)",
-		.nargs = 4,
-		.types = {TEXTARRAYOID, BOOLARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID}
+		"WHERE (excluded.since, excluded.opted_out) > (o.since, o.opted_out)"
 	};
-	Columns		columns;
+	static SentdmShape shape = {.name = "consents",.ncolumns = 4,.columns = {
+			{"phone", TEXTOID}, {"opted_out", BOOLOID}, {"since", TIMESTAMPTZOID}, {"source", TEXTOID}
+	}};
+	SentdmRows	rows;
 
-	allocate_columns(&columns, apply.nargs, n);
+	sentdm_rows_begin(&rows, &shape);
 	for (int i = 0; i < n; i++)
 	{
 		if (!receipts[i]->duplicate &&
 			receipts[i]->event.consent != SENTDM_CONSENT_UNKNOWN)
-			add_consent(&columns, &receipts[i]->event);
+			add_consent(&rows, &receipts[i]->event);
 	}
-	if (columns.nrows > 0)
-		execute_columns(&apply, &columns, optout_types);
+	if (sentdm_rows_count(&rows) > 0)
+	{
+		sentdm_rows_offer(&rows);
+		sentdm_execute(&apply, NULL, NULL);
+	}
+	sentdm_rows_end(&rows);
 }
 
 /* What is done with receipts; count_known is for the first. */
