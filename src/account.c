@@ -182,7 +182,7 @@ sentdm_account_http(int max_in_flight)
 	options.base_url = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http) ?
 		"https://api.sent.dm" : sentdm_base_url;
 	options.ca_file = sentdm_ca_file;
-	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_VERSION;
+	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_MAJORVERSION;
 	options.insecure_http = sentdm_allow_insecure_http;
 	options.max_in_flight = max_in_flight;
 	options.connect_timeout_ms = sentdm_connect_timeout_ms;

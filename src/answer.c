@@ -88,6 +88,8 @@ defuse_escapes(char *body, size_t length)
 {
 	bool		only_zero = any_escape_is_safe();
 
+	if (memchr(body, '\\', length) == NULL)
+		return;
 	for (size_t i = 0; i + 1 < length; i++)
 	{
 		unsigned int code;

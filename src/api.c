@@ -76,7 +76,7 @@ open_call(Call *call)
 				 errmsg("the API cannot be called: %s", trouble)));
 	options.base_url = sentdm_base_url;
 	options.ca_file = sentdm_ca_file;
-	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_VERSION;
+	options.user_agent = "sentdm/" SENTDM_VERSION " PostgreSQL/" PG_MAJORVERSION;
 	options.insecure_http = sentdm_allow_insecure_http;
 	options.max_in_flight = 1;
 	options.connect_timeout_ms = sentdm_connect_timeout_ms;

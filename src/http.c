@@ -446,9 +446,10 @@ sentdm_http_create(const SentdmHttpOptions *options)
 
 /* A list in one piece of memory, to be freed as such; NULL: there is none left. */
 static struct curl_slist *
-make_headers(const SentdmHttpRequest *request)
+make_headers(const SentdmHttp *http, const SentdmHttpRequest *request)
 {
 	const char *const lines[][2] = {
+		{"User-Agent: ", http->user_agent},
 		{"x-api-key: ", request->api_key},
 		{"Accept: ", "application/json"},
 		{"Content-Type: ", request->body ? "application/json" : NULL},
@@ -509,7 +510,6 @@ set_fixed_options(Transfer *transfer)
 	if (!http->plain)
 		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-	curl_easy_setopt(easy, CURLOPT_USERAGENT, http->user_agent);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
 					 (long) http->connect_timeout_ms + http->request_timeout_ms);
@@ -649,7 +649,7 @@ prepare(Transfer *transfer, const SentdmHttpRequest *request)
 			return false;
 		memcpy(transfer->request_body, request->body, request->body_length);
 	}
-	transfer->headers = make_headers(request);
+	transfer->headers = make_headers(transfer->http, request);
 	return transfer->result->body != NULL && transfer->headers != NULL &&
 		set_request_options(transfer, request);
 }
