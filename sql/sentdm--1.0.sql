@@ -355,7 +355,7 @@ AS 'MODULE_PATHNAME', 'sentdm_ignore_applied' LANGUAGE C VOLATILE PARALLEL UNSAF
 REVOKE ALL ON FUNCTION sentdm.ignore_applied() FROM PUBLIC;
 COMMENT ON FUNCTION sentdm.ignore_applied() IS 'internal: leaves out what logical replication applies';
 
-CREATE TRIGGER ignore_applied BEFORE INSERT OR UPDATE OR DELETE ON sentdm.outbox
+CREATE TRIGGER ignore_applied BEFORE INSERT OR UPDATE ON sentdm.outbox
 	FOR EACH ROW EXECUTE FUNCTION sentdm.ignore_applied();
 ALTER TABLE sentdm.outbox ENABLE REPLICA TRIGGER ignore_applied;
 COMMENT ON TRIGGER ignore_applied ON sentdm.outbox IS 'a subscriber must not send what its publisher sends';
