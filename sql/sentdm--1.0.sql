@@ -141,9 +141,11 @@ CREATE TABLE sentdm.events (
 	duplicates integer NOT NULL DEFAULT 0,
 	late boolean NOT NULL DEFAULT false,
 	webhook_id text,
-	dedupe_key bytea NOT NULL UNIQUE
+	dedupe_key bytea NOT NULL
 );
-CREATE INDEX events_sent_id ON sentdm.events (sent_id) WHERE sent_id IS NOT NULL;
+-- Finds the events of a message, too; each index on what is not in the order of time
+-- costs a page of its own for nearly every event.
+CREATE UNIQUE INDEX events_sent_id ON sentdm.events (sent_id, dedupe_key) NULLS NOT DISTINCT;
 CREATE INDEX events_inbound ON sentdm.events (received_at) WHERE event = 'message.received';
 
 COMMENT ON TABLE sentdm.events IS 'every authentic webhook event, as it was received';

@@ -175,7 +175,7 @@ take_id(SentdmReceipt **sorted, int n, HeapTuple row, TupleDesc desc)
 	.sql = "INSERT INTO sentdm.events AS e" \
 	" (event, sent_id, occurred_at, payload, raw, reason, duplicates, late, webhook_id, dedupe_key)" \
 	" SELECT * FROM received " \
-	"ON CONFLICT (dedupe_key) " on_conflict " RETURNING id, duplicates, dedupe_key" \
+	"ON CONFLICT (sent_id, dedupe_key) " on_conflict " RETURNING id, duplicates, dedupe_key" \
 }
 
 /*

@@ -98,15 +98,13 @@ measure_stored_events() {
 	DB=big sql -f - <<-SQL
 		DROP INDEX sentdm.events_sent_id;
 		DROP INDEX sentdm.events_inbound;
-		ALTER TABLE sentdm.events DROP CONSTRAINT events_dedupe_key_key;
 		INSERT INTO sentdm.events (event, sent_id, occurred_at, payload, webhook_id, dedupe_key)
 		SELECT 'message.delivered', sent_id, '2026-03-01T09:00:00Z', jsonb_build_object(
 			'field', 'message', 'event', 'message.delivered', 'timestamp', '2026-03-01T09:00:00Z', 'payload', jsonb_build_object(
 			'account_id', 'a1b2', 'message_id', sent_id, 'message_status', 'DELIVERED', 'channel', 'sms',
 			'outbound_number', '+14155550101', 'updated_at', '2026-03-01T09:00:00Z')), 'd4f5a6b7', sha256(uuid_send(sent_id))
 		FROM (SELECT gen_random_uuid() AS sent_id FROM generate_series(1, $MANY)) e;
-		ALTER TABLE sentdm.events ADD CONSTRAINT events_dedupe_key_key UNIQUE (dedupe_key);
-		CREATE INDEX events_sent_id ON sentdm.events (sent_id) WHERE sent_id IS NOT NULL;
+		CREATE UNIQUE INDEX events_sent_id ON sentdm.events (sent_id, dedupe_key) NULLS NOT DISTINCT;
 		CREATE INDEX events_inbound ON sentdm.events (received_at) WHERE event = 'message.received';
 		VACUUM ANALYZE sentdm.events;
 	SQL
