@@ -238,6 +238,30 @@ is($t->sql("SELECT count(*) FROM seen WHERE status = 'delivered'"), 4, '... with
 is($t->count_in_log(qr/WARNING: .*an event of message [0-9a-f-]{36} was stored without firing triggers.*SQLSTATE P0001/, $log), 1, '... and one warning');
 is($t->sql($receive), join(',', ('200 true') x 5), '... once');
 is($t->sql("SELECT count(*) FROM sentdm.events WHERE occurred_at = '2026-06-01T10:00:00Z' AND duplicates = 1"), 5, '... and duplicates are counted');
+
+# Beside a history it reads no more than without one
+
+$t->sql(<<'SQL');
+DROP TRIGGER see ON sentdm.deliveries;
+INSERT INTO sentdm.messages (id, request, state, attempts, finished_at, http_status)
+SELECT (overlay(lpad(to_hex(extract(epoch FROM now() - interval '2 days')::bigint * 1000 + n), 12, '0') PLACING '-' FROM 9 FOR 0) || '-7000-8000-000000000000')::uuid, '{"to": ["+15550000001"]}', 'accepted', 1, now(), 202 FROM generate_series(1, 50000) n;
+INSERT INTO sentdm.deliveries (sent_id, message_id, status) SELECT id, id, 'delivered' FROM sentdm.messages WHERE id::text LIKE '%-7000-8000-000000000000';
+ANALYZE;
+SQL
+$t->sql('SELECT pg_stat_reset()');
+count_requests('/v3/messages/*');
+$t->set('sentdm.refresh_after' => '1s');
+$t->send("'+15550000701', body => 'x'");
+$t->send("'+15550000702', body => 'x', send_at => clock_timestamp() + interval '10 ms'");
+wait_until { requests() >= 2 } 'it sends and asks, at once and at a time';
+$t->becomes('SELECT pid FROM sentdm.worker_report()', '', '... and leaves');
+$t->set('sentdm.refresh_after' => 0);
+$t->becomes("SELECT n_tup_upd >= 2 FROM pg_stat_user_tables WHERE relid = 'sentdm.messages'::regclass", 't', '... and tells what it did');
+is($t->sql("SELECT string_agg(concat_ws(' ', indexrelname, idx_tup_read), ', ') FROM pg_stat_user_indexes WHERE schemaname = 'sentdm' AND idx_tup_read >= 50000"),
+	'', '... and read no index from end to end');
+is($t->sql("SELECT string_agg(concat_ws(' ', relname, seq_tup_read), ', ') FROM pg_stat_user_tables WHERE schemaname = 'sentdm' AND seq_tup_read >= 50000"),
+	'', '... nor a table');
+$t->sql("DELETE FROM sentdm.messages WHERE id::text LIKE '%-7000-8000-000000000000'");
 $t->accepted_once('nothing was sent twice');
 $t->stops_cleanly;
 done_testing();
