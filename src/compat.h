@@ -85,4 +85,20 @@
 #define sentdm_init_range_table(estate, entry) ExecInitRangeTable(estate, list_make1(entry))
 #endif
 
+/* 16 has indexes that only summarize; 18 lets a row be in conflict with itself. */
+#if PG_VERSION_NUM >= 160000
+#define sentdm_insert_index_tuples(info, slot, estate, lost, arbiters) \
+	list_free(ExecInsertIndexTuples(info, slot, estate, false, true, lost, arbiters, false))
+#else
+#define sentdm_insert_index_tuples(info, slot, estate, lost, arbiters) \
+	list_free(ExecInsertIndexTuples(info, slot, estate, false, true, lost, arbiters))
+#endif
+#if PG_VERSION_NUM >= 180000
+#define sentdm_check_unique(info, slot, estate, arbiters) \
+	ExecCheckIndexConstraints(info, slot, estate, &(ItemPointerData) {0}, &(ItemPointerData) {0}, arbiters)
+#else
+#define sentdm_check_unique(info, slot, estate, arbiters) \
+	ExecCheckIndexConstraints(info, slot, estate, &(ItemPointerData) {0}, arbiters)
+#endif
+
 #endif							/* SENTDM_COMPAT_H */

@@ -16,6 +16,7 @@
 
 #include "access/genam.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
@@ -41,6 +42,7 @@ typedef struct SentdmTarget
 	uint64		known;			/* the value of "changes" then */
 	Oid			table;
 	Oid		   *indexes;
+	List	   *unique_indexes; /* on the unique column */
 	bool		plain;			/* else a statement has to insert */
 	EState	   *estate;
 	ResultRelInfo *info;
@@ -127,9 +129,31 @@ has_plain_indexes(const ResultRelInfo *info)
 	return true;
 }
 
+static bool
+is_unique_on(const IndexInfo *index, int column)
+{
+	return index->ii_Unique && index->ii_NumIndexKeyAttrs == 1 && index->ii_IndexAttrNumbers[0] == column;
+}
+
+static void
+note_indexes(SentdmTarget *target, int unique_column)
+{
+	ResultRelInfo *info = target->info;
+
+	ExecOpenIndices(info, unique_column != 0);
+	target->indexes = palloc(info->ri_NumIndices * sizeof(Oid));
+	for (int i = 0; i < info->ri_NumIndices; i++)
+	{
+		target->indexes[i] = RelationGetRelid(info->ri_IndexRelationDescs[i]);
+		if (unique_column != 0 && is_unique_on(info->ri_IndexRelationInfo[i], unique_column))
+			target->unique_indexes = lappend_oid(target->unique_indexes, target->indexes[i]);
+	}
+	ExecCloseIndices(info);
+}
+
 /* What the executor wants for rows that come one by one. */
 static void
-prepare(SentdmTarget *target, Relation relation)
+prepare(SentdmTarget *target, Relation relation, int unique_column)
 {
 	RangeTblEntry *entry = makeNode(RangeTblEntry);
 
@@ -142,12 +166,8 @@ prepare(SentdmTarget *target, Relation relation)
 	target->info = makeNode(ResultRelInfo);
 	InitResultRelInfo(target->info, relation, 1, NULL, 0);
 	target->info->ri_TrigDesc = NULL;	/* none of them fires */
-	ExecOpenIndices(target->info, false);
-	target->indexes = palloc(target->info->ri_NumIndices * sizeof(Oid));
-	for (int i = 0; i < target->info->ri_NumIndices; i++)
-		target->indexes[i] = RelationGetRelid(target->info->ri_IndexRelationDescs[i]);
-	ExecCloseIndices(target->info);
-	target->plain = has_plain_indexes(target->info);
+	note_indexes(target, unique_column);
+	target->plain = has_plain_indexes(target->info) && (unique_column == 0 || target->unique_indexes != NIL);
 	/* The table's own description would have to be held. */
 	target->slot = ExecInitExtraTupleSlot(target->estate, CreateTupleDescCopy(RelationGetDescr(relation)),
 										  &TTSOpsVirtual);
@@ -168,7 +188,7 @@ find_out(const SentdmTable *table)
 	target->known = known;
 	target->table = relid;
 	if (is_plain(relation, table->columns))
-		prepare(target, relation);
+		prepare(target, relation, table->unique_column);
 	table_close(relation, NoLock);
 	MemoryContextSwitchTo(old);
 	return target;
@@ -208,48 +228,87 @@ keep(SentdmTable *table, SentdmTarget *target)
 	table->target = target;
 }
 
-static void
-store(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
+/*
+ * A row with a unique value, unless that is there already, or somebody else inserts
+ * it at the same time: then whoever is first to enter it into the index wins, and
+ * the other one's row is taken back.
+ */
+static bool
+store_unless_known(SentdmTarget *target)
 {
+	ResultRelInfo *info = target->info;
+	EState	   *estate = target->estate;
+	bool		lost;
+
+	target->slot->tts_tableOid = target->table;
+	if (RelationGetDescr(info->ri_RelationDesc)->constr != NULL)
+		ExecConstraints(info, target->slot, estate);
+	do
+	{
+		uint32		token;
+
+		lost = false;
+		if (!sentdm_check_unique(info, target->slot, estate, target->unique_indexes))
+			return false;
+		token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
+		table_tuple_insert_speculative(info->ri_RelationDesc, target->slot, estate->es_output_cid, 0, NULL, token);
+		sentdm_insert_index_tuples(info, target->slot, estate, &lost, target->unique_indexes);
+		table_tuple_complete_speculative(info->ri_RelationDesc, target->slot, token, !lost);
+		SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+	} while (lost);
+	return true;
+}
+
+static bool
+store(SentdmTarget *target, const Datum *values, const bool *nulls, const SentdmTable *table)
+{
+	bool		stored = true;
+
 	target->estate->es_output_cid = GetCurrentCommandId(true);
-	memcpy(target->slot->tts_values, values, n * sizeof(Datum));
-	memcpy(target->slot->tts_isnull, nulls, n * sizeof(bool));
+	memcpy(target->slot->tts_values, values, table->columns * sizeof(Datum));
+	memcpy(target->slot->tts_isnull, nulls, table->columns * sizeof(bool));
 	ExecStoreVirtualTuple(target->slot);
-	ExecSimpleRelationInsert(target->info, target->estate, target->slot);
+	if (table->unique_column != 0 && !nulls[table->unique_column - 1])
+		stored = store_unless_known(target);
+	else
+		ExecSimpleRelationInsert(target->info, target->estate, target->slot);
 	ExecClearTuple(target->slot);
 	ResetPerTupleExprContext(target->estate);
+	return stored;
 }
 
 /*
  * Locks of indexes are released after the first row, as a statement does after its
  * last; a transaction that inserts more keeps them, like that of the table.
  */
-static void
-insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, int n)
+static bool
+insert_into(SentdmTarget *target, const Datum *values, const bool *nulls, const SentdmTable *table)
 {
 	ResultRelInfo *info = target->info;
 	LOCKMODE	to_acquire = target->rows < 2 ? RowExclusiveLock : NoLock;
 	LOCKMODE	to_release = target->rows < 1 ? RowExclusiveLock : NoLock;
+	bool		stored;
 
 	info->ri_RelationDesc = table_open(target->table, NoLock);
 	for (int i = 0; i < info->ri_NumIndices; i++)
 		info->ri_IndexRelationDescs[i] = index_open(target->indexes[i], to_acquire);
-	store(target, values, nulls, n);
+	stored = store(target, values, nulls, table);
 	for (int i = 0; i < info->ri_NumIndices; i++)
 		index_close(info->ri_IndexRelationDescs[i], to_release);
 	table_close(info->ri_RelationDesc, NoLock);
 	target->locked_in = releases;
 	target->rows = Min(target->rows + 1, 2);
+	return stored;
 }
 
-bool
+SentdmInserted
 sentdm_insert(SentdmTable *table, const Datum *values, const bool *nulls)
 {
 	SentdmTarget *target = take(table);
-	bool		plain = target->plain && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA;
+	SentdmInserted inserted = SENTDM_NOT_PLAIN;
 
-	if (plain)
-		insert_into(target, values, nulls, table->columns);
+	if (target->plain && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+		inserted = insert_into(target, values, nulls, table) ? SENTDM_INSERTED : SENTDM_KNOWN;
 	keep(table, target);
-	return plain;
+	return inserted;
 }

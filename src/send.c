@@ -333,7 +333,9 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 		.sql = INSERT_MESSAGE " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING",
 		MESSAGE_ARGS
 	};
-	static SentdmTable messages = {.name = "messages",.columns = MESSAGE_COLUMNS};
+	static SentdmTable messages = {
+		.name = "messages",.columns = MESSAGE_COLUMNS,.unique_column = MESSAGE_UNIQUE_KEY + 1
+	};
 	Datum		values[MESSAGE_COLUMNS];
 	bool		nulls[MESSAGE_COLUMNS];
 
@@ -356,10 +358,16 @@ insert_message(const SentdmDraft *draft, const pg_uuid_t *id, Jsonb *request,
 	values[MESSAGE_GENERATION] = Int32GetDatum(1);
 	values[MESSAGE_ATTEMPTS] = Int32GetDatum(0);
 
-	if (unique_key != NULL)
-		return execute(&insert_unique, values, nulls) > 0;
-	return sentdm_insert(&messages, values, nulls) ||
-		execute(&insert, values, nulls) > 0;
+	switch (sentdm_insert(&messages, values, nulls))
+	{
+		case SENTDM_INSERTED:
+			return true;
+		case SENTDM_KNOWN:
+			return false;
+		case SENTDM_NOT_PLAIN:
+			break;
+	}
+	return execute(unique_key ? &insert_unique : &insert, values, nulls) > 0;
 }
 
 /* The columns of sentdm.outbox that a new message has, in their order. */
@@ -398,7 +406,7 @@ insert_outbox(const SentdmDraft *draft, const pg_uuid_t *id)
 	values[OUTBOX_ATTEMPTS] = Int32GetDatum(0);
 	values[OUTBOX_CRASHES] = Int32GetDatum(0);
 	values[OUTBOX_POSITION] = Int64GetDatum(sentdm_uuid7_time(id));
-	if (!sentdm_insert(&outbox, values, nulls))
+	if (sentdm_insert(&outbox, values, nulls) == SENTDM_NOT_PLAIN)
 		execute(&insert, values, nulls);
 }
 

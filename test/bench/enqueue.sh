@@ -1,23 +1,29 @@
 # Measurements of enqueueing: what a transaction pays; to be sourced by run.sh.
 # Nothing is sent meanwhile.
 
-# The very same rows, ready made, by plain inserts.
-measure_enqueue_bulk() {
-	local n=50000 round ours
+# enqueue_bulk TITLE [ARGUMENTS]: sends in one statement; the very same rows, ready
+# made, by plain inserts
+enqueue_bulk() {
+	local n=50000 round ours send="SELECT count(sentdm_send(phone, 'order_confirmation', parameters${2:-})) FROM people"
 	hold
 	empty_tables
-	sql -c "SELECT count(sentdm_send(phone, 'order_confirmation', parameters)) FROM people" >/dev/null
+	sql -c "$send" >/dev/null
 	sql -c "CREATE TABLE saved_messages AS SELECT * FROM sentdm.messages" -c "CREATE TABLE saved_outbox AS SELECT * FROM sentdm.outbox" \
 		-c "VACUUM ANALYZE saved_messages" -c "VACUUM ANALYZE saved_outbox"
 	for ((round = 0; round < ROUNDS; round++)); do
 		empty_tables
-		ours=$(timed "SELECT count(sentdm_send(phone, 'order_confirmation', parameters)) FROM people")
+		ours=$(timed "$send")
 		[[ $(sql -c "SELECT count(*) FROM sentdm.outbox JOIN sentdm.messages m ON m.id = message_id") == $n ]] || die "not all was enqueued"
 		sql -c "TRUNCATE plain.messages, plain.outbox" -c "CHECKPOINT"
-		both "enqueue 50,000 in one statement: of plain inserts" "$(per_second $n "$ours")" "$(per_second $n "$(timed \
+		both "$1: of plain inserts" "$(per_second $n "$ours")" "$(per_second $n "$(timed \
 			"INSERT INTO plain.messages SELECT * FROM saved_messages; INSERT INTO plain.outbox SELECT * FROM saved_outbox")")" rows/s
 	done
 	sql -c "DROP TABLE saved_messages, saved_outbox"
+}
+
+measure_enqueue_bulk() {
+	enqueue_bulk "enqueue 50,000 in one statement"
+	enqueue_bulk "enqueue 50,000 with a unique_key" ", unique_key => 'order ' || n"
 }
 
 # transactions CLIENTS SECONDS [OPTION...] < script: prints transactions per second

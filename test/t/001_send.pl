@@ -221,6 +221,31 @@ is($two->query_safe('SELECT :\'id\''), $t->sql("SELECT id FROM sentdm.messages W
 $_->quit foreach $one, $two;
 ok(!grep({ $_ eq '+15550000054' } $t->arrived_numbers), '... and the other one never');
 
+# Two that look before either has stored anything: an index before that on the key
+# makes them wait there
+$t->sql(<<'SQL');
+CREATE FUNCTION hold(key text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+	IF key = 'held' THEN
+		PERFORM pg_advisory_xact_lock_shared(1);
+	END IF;
+	RETURN key;
+END $$;
+CREATE INDEX holding ON sentdm.messages (hold(unique_key));
+SQL
+$t->sql('REINDEX INDEX CONCURRENTLY sentdm.messages_unique_key');
+my ($holder, @racers) = map { $t->session } 0 .. 2;
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+$_->query_until(qr/started/, qq{\\echo started\nSELECT sentdm_send('+15550000056', body => 'x', unique_key => 'held') AS id \\gset\n}) foreach @racers;
+$t->becomes('SELECT count(*) FROM pg_locks WHERE NOT granted', 2, 'two sessions store a message with the same new unique_key');
+$holder->query_safe('SELECT pg_advisory_unlock(1)');
+my @held = map { $_->query_safe('SELECT :\'id\'') } @racers;
+is($held[0], $held[1], '... and get the same id');
+$t->all_become('accepted', "unique_key = 'held'", '... of the one message that is sent');
+is($t->sql("SELECT count(*) FROM sentdm.messages WHERE id = '$held[0]'"), 1, '... which is there');
+$_->quit foreach $holder, @racers;
+$t->sql('DROP INDEX sentdm.holding');
+
 # Cancel and retry
 
 $id = $t->send(q{'+15550000061', body => 'x', send_at => now() + interval '1 hour'});
