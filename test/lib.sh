@@ -39,7 +39,9 @@ is_buildable() {
 	local version
 	version=$("$1" --version 2>/dev/null) || return 1
 	version=${version#PostgreSQL }
-	[[ ${version%%[!0-9]*} -ge 15 && -f $("$1" --pgxs) && -x $("$1" --bindir)/postgres ]]
+	# Debian's client has the makefiles, but not the headers.
+	[[ ${version%%[!0-9]*} -ge 15 && -f $("$1" --pgxs) && -f $("$1" --includedir-server)/postgres.h &&
+		-x $("$1" --bindir)/postgres ]]
 }
 
 # The one that PG_CONFIG names, or the newest there is.
