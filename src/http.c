@@ -510,6 +510,8 @@ set_fixed_options(Transfer *transfer)
 	if (!http->plain)
 		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+	/* The least.  Nearly all answers fit, and malloc has it at hand. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 1024L);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
 					 (long) http->connect_timeout_ms + http->request_timeout_ms);
