@@ -31,9 +31,9 @@ PACES_MS="3000 1000 100 10"		# between single sends
 DRAINED=10000					# messages in a drain beside a backlog or a history
 QUEUED=1000000					# messages of a backlog, or for tomorrow
 MANY=1000000					# rows of history, stored events
-SNAPSHOT_S=45
+SNAPSHOT_S=36
 SESSION_S=60
-IDLE_S=30
+IDLE_S=20
 JSON_FILE=$SOURCE_TREE/build/bench.json
 
 SCRATCH= SERVER_STARTED= URL=

@@ -229,6 +229,7 @@ measure_tls() {
 		rate=$(per_second $n "$(drain)")
 		expect_stored $n $n
 		record "TLS and HTTP/2: connections used, 1024 in flight" ours "$(expect_http2 $n)" connections
+		record "memory of the worker, 1024 in flight over TLS" only "$(memory_of "$(worker_pid)")" MB
 		forget_spoken
 		both "TLS and HTTP/2, 50 ms latency, 1024 in flight: of bare libcurl" "$rate" \
 			"$(per_second $n "$(bare 1024 "$TLS_URL" "$SCRATCH/tls.crt" | field seconds)")" messages/s
