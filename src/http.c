@@ -798,8 +798,9 @@ sentdm_http_run(SentdmHttp *http)
 			http->due_us = INT64_MAX;
 			curl_multi_socket_action(http->multi, CURL_SOCKET_TIMEOUT, 0, &running);
 		}
+		/* Now, as to remove a handle takes libcurl longer the more are done. */
+		collect(http);
 	} while (n == EVENTS_AT_ONCE);
-	collect(http);
 	arm_timer(http);
 	restore_signals(&saved);
 }
