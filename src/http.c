@@ -2,9 +2,8 @@
  * http.c
  *		Many HTTP requests at once behind one pollable descriptor.
  *
- * libcurl tells us which sockets and which timeout it waits for; both go into
- * one epoll instance, whose descriptor the caller waits on.  Nothing here may
- * throw: libcurl's callbacks run in the middle of its own data structures.
+ * Nothing here may throw: libcurl's callbacks run in the middle of its own data
+ * structures.
  *
  * Two things matter to the promise of this project.  Whether a request left the
  * machine is known from the moment libcurl asks before it sends (PREREQ), not
@@ -12,21 +11,16 @@
  * log, no user name in URLs, TLS always verified.
  */
 #include <curl/curl.h>
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/epoll.h>
-#include <sys/timerfd.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "http.h"
-
-#define EVENTS_AT_ONCE 64
+#include "sockets.h"
 
 /* One request under way, or a free handle that waits for the next one. */
 typedef struct Transfer
@@ -53,23 +47,10 @@ typedef struct QueuedResult
 	struct QueuedResult *next;
 } QueuedResult;
 
-/* A connection, by its descriptor; of other sockets nothing is remembered. */
-typedef struct Connection
-{
-	bool		open;
-	bool		wanted;			/* libcurl waits for it */
-	uint32_t	events;			/* what epoll looks for; 0: it is not there */
-} Connection;
-
 struct SentdmHttp
 {
 	CURLM	   *multi;
-	int			epoll_fd;
-	Connection *connections;
-	int			max_connections;
-	int			timer_fd;
-	int64_t		due_us;			/* when libcurl wants to be called; monotonic */
-	int64_t		armed_us;		/* when the timer goes off, perhaps too early */
+	SentdmSockets *sockets;
 	char	   *base_url;
 	char	   *ca_file;
 	char	   *user_agent;
@@ -85,11 +66,11 @@ struct SentdmHttp
 };
 
 static int64_t
-now_us(clockid_t clock)
+unix_now_us(void)
 {
 	struct timespec now;
 
-	clock_gettime(clock, &now);
+	clock_gettime(CLOCK_REALTIME, &now);
 	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
@@ -114,126 +95,6 @@ restore_signals(const sigset_t *saved)
 
 /* Callbacks of libcurl */
 
-/* NULL: it is none that on_open() has seen. */
-static Connection *
-connection_of(SentdmHttp *http, curl_socket_t socket)
-{
-	if (socket >= http->max_connections || !http->connections[socket].open)
-		return NULL;
-	return &http->connections[socket];
-}
-
-static void
-remember_connection(SentdmHttp *http, curl_socket_t socket)
-{
-	if (socket >= http->max_connections)
-	{
-		int			n = socket + 64;
-		Connection *longer = realloc(http->connections, n * sizeof(Connection));
-
-		if (longer == NULL)
-			return;
-		memset(longer + http->max_connections, 0, (n - http->max_connections) * sizeof(Connection));
-		http->connections = longer;
-		http->max_connections = n;
-	}
-	memset(&http->connections[socket], 0, sizeof(Connection));
-	http->connections[socket].open = true;
-}
-
-static curl_socket_t
-on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
-{
-	curl_socket_t opened = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-
-	(void) purpose;
-	if (opened >= 0)
-		remember_connection(arg, opened);
-	return opened;
-}
-
-/* The kernel takes it out of the epoll instance. */
-static int
-on_close(void *arg, curl_socket_t socket)
-{
-	Connection *connection = connection_of(arg, socket);
-
-	if (connection != NULL)
-		connection->open = false;
-	return close(socket);
-}
-
-static void
-unwatch(SentdmHttp *http, curl_socket_t socket)
-{
-	epoll_ctl(http->epoll_fd, EPOLL_CTL_DEL, socket, NULL);
-}
-
-/*
- * libcurl stops waiting for a connection after each answer and begins anew with
- * the next request.  To tell the kernel each time would cost more than to receive
- * the answer; so a connection stays where it is until something happens on it
- * that nobody waits for.  That needs to be told when it is closed, because its
- * number may be used again; of other sockets, such as the resolver's, we are not.
- */
-static int
-on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_arg)
-{
-	SentdmHttp *http = arg;
-	Connection *connection = connection_of(http, socket);
-	struct epoll_event event;
-
-	(void) easy;
-	(void) socket_arg;
-	memset(&event, 0, sizeof(event));
-	event.data.fd = socket;
-	if (what != CURL_POLL_REMOVE && (what & CURL_POLL_IN))
-		event.events |= EPOLLIN;
-	if (what != CURL_POLL_REMOVE && (what & CURL_POLL_OUT))
-		event.events |= EPOLLOUT;
-	if (connection != NULL)
-	{
-		connection->wanted = what != CURL_POLL_REMOVE;
-		if (!connection->wanted || connection->events == event.events)
-			return 0;
-		connection->events = event.events;
-	}
-	if (what == CURL_POLL_REMOVE)
-		unwatch(http, socket);
-	else if (epoll_ctl(http->epoll_fd, EPOLL_CTL_MOD, socket, &event) != 0 && errno == ENOENT)
-		epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, socket, &event);
-	return 0;
-}
-
-/*
- * libcurl moves its timeout several times for each request, and to arm a timer
- * costs more than to send one.  So it is armed before we return to the caller,
- * who may wait, and only for an earlier time; going off too early does no harm.
- */
-static void
-arm_timer(SentdmHttp *http)
-{
-	struct itimerspec spec;
-
-	if (http->due_us >= http->armed_us)
-		return;
-	http->armed_us = http->due_us;
-	memset(&spec, 0, sizeof(spec));
-	spec.it_value.tv_sec = http->due_us / 1000000;
-	spec.it_value.tv_nsec = http->due_us % 1000000 * 1000;
-	timerfd_settime(http->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
-}
-
-static int
-on_timer(CURLM *multi, long timeout_ms, void *arg)
-{
-	SentdmHttp *http = arg;
-
-	(void) multi;
-	http->due_us = timeout_ms < 0 ? INT64_MAX : now_us(CLOCK_MONOTONIC) + timeout_ms * 1000;
-	return 0;
-}
-
 /* The connection stands; the request is about to be sent on it. */
 static int
 on_before_request(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port)
@@ -249,7 +110,7 @@ on_before_request(void *arg, char *remote_ip, char *local_ip, int remote_port, i
 	 * Not when libcurl repeats it on a new connection: then it may have
 	 * arrived.
 	 */
-	if (!transfer->on_the_wire && now_us(CLOCK_REALTIME) >= transfer->deadline_unix_us)
+	if (!transfer->on_the_wire && unix_now_us() >= transfer->deadline_unix_us)
 	{
 		transfer->too_late = true;
 		return CURL_PREREQFUNC_ABORT;
@@ -374,24 +235,9 @@ sentdm_http_check_url(const char *base_url, bool insecure_http)
 	return "sentdm.base_url is http to an address that is not loopback";
 }
 
-static bool
-watch_timer(SentdmHttp *http)
-{
-	struct epoll_event event;
-
-	memset(&event, 0, sizeof(event));
-	event.events = EPOLLIN;
-	event.data.fd = http->timer_fd;
-	return epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, http->timer_fd, &event) == 0;
-}
-
 static void
 set_multi_options(SentdmHttp *http, const SentdmHttpOptions *options)
 {
-	curl_multi_setopt(http->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
-	curl_multi_setopt(http->multi, CURLMOPT_SOCKETDATA, http);
-	curl_multi_setopt(http->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-	curl_multi_setopt(http->multi, CURLMOPT_TIMERDATA, http);
 	curl_multi_setopt(http->multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
 	curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long) options->max_in_flight);
 }
@@ -419,21 +265,17 @@ sentdm_http_create(const SentdmHttpOptions *options)
 		return NULL;
 	if (!initialized)
 		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
-	http->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	http->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	http->base_url = strdup(options->base_url);
 	http->ca_file = strdup(options->ca_file);
 	http->user_agent = name_library(options->user_agent);
 	http->plain = strncmp(options->base_url, "http://", 7) == 0;
-	http->due_us = INT64_MAX;
-	http->armed_us = INT64_MAX;
 	http->connect_timeout_ms = options->connect_timeout_ms;
 	http->request_timeout_ms = options->request_timeout_ms;
 	http->multi = initialized ? curl_multi_init() : NULL;
-	if (http->multi == NULL || http->base_url == NULL || http->ca_file == NULL ||
-		http->user_agent == NULL || http->epoll_fd < 0 || http->timer_fd < 0 ||
-		sentdm_http_check_url(options->base_url, options->insecure_http) != NULL ||
-		!watch_timer(http))
+	http->sockets = http->multi ? sentdm_sockets_create(http->multi) : NULL;
+	if (http->sockets == NULL || http->base_url == NULL || http->ca_file == NULL ||
+		http->user_agent == NULL ||
+		sentdm_http_check_url(options->base_url, options->insecure_http) != NULL)
 	{
 		sentdm_http_destroy(http);
 		return NULL;
@@ -515,10 +357,7 @@ set_fixed_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
 					 (long) http->connect_timeout_ms + http->request_timeout_ms);
-	curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
-	curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, http);
-	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
-	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, http);
+	sentdm_sockets_adopt(http->sockets, easy);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_before_request);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, transfer);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
@@ -683,7 +522,7 @@ sentdm_http_submit(SentdmHttp *http, const SentdmHttpRequest *request)
 int
 sentdm_http_fd(const SentdmHttp *http)
 {
-	return http->epoll_fd;
+	return sentdm_sockets_fd(http->sockets);
 }
 
 static SentdmTransport
@@ -752,56 +591,20 @@ collect(SentdmHttp *http)
 	}
 }
 
-static void
-serve(SentdmHttp *http, const struct epoll_event *event)
-{
-	int			running;
-	int			mask = 0;
-	uint64_t	expirations;
-	Connection *connection = connection_of(http, event->data.fd);
-
-	if (connection != NULL && !connection->wanted)
-	{
-		unwatch(http, event->data.fd);
-		connection->events = 0;
-		return;
-	}
-	if (event->data.fd == http->timer_fd)
-	{
-		if (read(http->timer_fd, &expirations, sizeof(expirations)) > 0)
-			http->armed_us = INT64_MAX;
-		return;
-	}
-	if (event->events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-		mask |= CURL_CSELECT_IN;
-	if (event->events & EPOLLOUT)
-		mask |= CURL_CSELECT_OUT;
-	curl_multi_socket_action(http->multi, event->data.fd, mask, &running);
-}
-
 void
 sentdm_http_run(SentdmHttp *http)
 {
-	struct epoll_event events[EVENTS_AT_ONCE];
 	sigset_t	saved;
-	int			n;
-	int			running;
+	bool		more;
 
 	block_signals(&saved);
 	do
 	{
-		n = epoll_wait(http->epoll_fd, events, EVENTS_AT_ONCE, 0);
-		for (int i = 0; i < n; i++)
-			serve(http, &events[i]);
-		if (http->due_us <= now_us(CLOCK_MONOTONIC))
-		{
-			http->due_us = INT64_MAX;
-			curl_multi_socket_action(http->multi, CURL_SOCKET_TIMEOUT, 0, &running);
-		}
+		more = sentdm_sockets_serve(http->sockets);
 		/* Now, as to remove a handle takes libcurl longer the more are done. */
 		collect(http);
-	} while (n == EVENTS_AT_ONCE);
-	arm_timer(http);
+	} while (more);
+	sentdm_sockets_arm_timer(http->sockets);
 	restore_signals(&saved);
 }
 
@@ -862,11 +665,8 @@ sentdm_http_destroy(SentdmHttp *http)
 		sentdm_http_free_result(result);
 	if (http->multi != NULL)
 		curl_multi_cleanup(http->multi);
-	if (http->epoll_fd >= 0)
-		close(http->epoll_fd);
-	if (http->timer_fd >= 0)
-		close(http->timer_fd);
-	free(http->connections);
+	/* Until now, libcurl has closed connections. */
+	sentdm_sockets_destroy(http->sockets);
 	free(http->base_url);
 	free(http->ca_file);
 	free(http->user_agent);
