@@ -22,6 +22,9 @@
 #include "http.h"
 #include "sockets.h"
 
+#define STREAMS 100				/* of a connection, what libcurl takes at most */
+#define FEW_CONNECTIONS 4
+
 /* One request under way, or a free handle that waits for the next one. */
 typedef struct Transfer
 {
@@ -55,6 +58,9 @@ struct SentdmHttp
 	char	   *ca_file;
 	char	   *user_agent;
 	bool		plain;			/* http://, which was checked to be loopback */
+	bool		multiplexed;	/* the server speaks HTTP/2, as far as is
+								 * known */
+	int			max_in_flight;
 	int			connect_timeout_ms;
 	int			request_timeout_ms;
 	char		date[64];		/* the last Date header, ... */
@@ -235,11 +241,26 @@ sentdm_http_check_url(const char *base_url, bool insecure_http)
 	return "sentdm.base_url is http to an address that is not loopback";
 }
 
+/*
+ * When all streams of a connection are taken, libcurl would open one for each further
+ * request, and not put the next ones on it: hundreds at once, after the server closed
+ * those there were.  So it may open no more than the requests need streams, and a few
+ * for those that are being closed.  A connection without streams is for one request.
+ */
 static void
-set_multi_options(SentdmHttp *http, const SentdmHttpOptions *options)
+limit_connections(SentdmHttp *http)
+{
+	long		needed = http->max_in_flight / STREAMS + FEW_CONNECTIONS;
+
+	curl_multi_setopt(http->multi, CURLMOPT_MAX_HOST_CONNECTIONS, http->multiplexed ? needed : 0L);
+}
+
+static void
+set_multi_options(SentdmHttp *http)
 {
 	curl_multi_setopt(http->multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
-	curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long) options->max_in_flight);
+	curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long) http->max_in_flight);
+	limit_connections(http);
 }
 
 /* "caller libcurl/1.2.3" */
@@ -269,6 +290,8 @@ sentdm_http_create(const SentdmHttpOptions *options)
 	http->ca_file = strdup(options->ca_file);
 	http->user_agent = name_library(options->user_agent);
 	http->plain = strncmp(options->base_url, "http://", 7) == 0;
+	http->multiplexed = !http->plain;
+	http->max_in_flight = options->max_in_flight;
 	http->connect_timeout_ms = options->connect_timeout_ms;
 	http->request_timeout_ms = options->request_timeout_ms;
 	http->multi = initialized ? curl_multi_init() : NULL;
@@ -280,7 +303,7 @@ sentdm_http_create(const SentdmHttpOptions *options)
 		sentdm_http_destroy(http);
 		return NULL;
 	}
-	set_multi_options(http, options);
+	set_multi_options(http);
 	return http;
 }
 
@@ -352,8 +375,9 @@ set_fixed_options(Transfer *transfer)
 	if (!http->plain)
 		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-	/* The least.  Nearly all answers fit, and malloc has it at hand. */
+	/* The least.  Nearly all fits, and each request under way has its own. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 1024L);
+	curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) http->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS,
 					 (long) http->connect_timeout_ms + http->request_timeout_ms);
@@ -540,6 +564,21 @@ transport_of(const Transfer *transfer, CURLcode code)
 	return SENTDM_NOT_REACHED;
 }
 
+/* Each answer tells; before the first, a sender makes no more than a few requests. */
+static void
+note_version(SentdmHttp *http, CURL *easy)
+{
+	long		version = 0;
+	bool		multiplexed;
+
+	curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version);
+	multiplexed = version >= CURL_HTTP_VERSION_2_0;
+	if (multiplexed == http->multiplexed)
+		return;
+	http->multiplexed = multiplexed;
+	limit_connections(http);
+}
+
 static void
 finish(Transfer *transfer, CURLcode code)
 {
@@ -555,6 +594,8 @@ finish(Transfer *transfer, CURLcode code)
 	result->http_status = result->transport == SENTDM_ANSWERED ? (int) status : 0;
 	result->trouble = code == CURLE_OK ? NULL : curl_easy_strerror(code);
 	result->duration_us = duration_us;
+	if (code == CURLE_OK)
+		note_version(http, transfer->easy);
 
 	if (http->last != NULL)
 		http->last->next = queued;

@@ -340,11 +340,8 @@ $t->accepted_once('over all this nothing was accepted twice, and no key had two 
 
 # Certificates
 
-my $directory = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());
-my ($certificate, $private) = ("$directory/standin.crt", "$directory/standin.key");
+my ($certificate, $private) = make_certificate();
 
-PostgreSQL::Test::Utils::system_or_bail('openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2',
-	'-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', $private, '-out', $certificate);
 $t->stop_standin;
 $t->start_standin('--tls-cert' => $certificate, '--tls-key' => $private);
 $position = $t->log_position;

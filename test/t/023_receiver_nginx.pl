@@ -27,14 +27,6 @@ sub recipe
 	return $1;
 }
 
-sub wait_for_port
-{
-	my ($port) = @_;
-
-	wait_until { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) } "something listens on $port";
-	return;
-}
-
 # A POST through something else than the receiver itself.
 sub post_to
 {
@@ -56,14 +48,8 @@ sub stored
 
 # nginx
 
-my ($nginx) = grep { -x } map { "$_/nginx" } split(/:/, $ENV{PATH}), '/usr/sbin', '/usr/local/sbin';
-
-SKIP:
 {
-	skip 'nginx is not installed', 1 unless $nginx;
-
 	my $receiver = SentdmReceiver->new($t->node, options => { 'trusted-proxies' => '127.0.0.1' });
-	my $prefix = PostgreSQL::Test::Utils::tempdir();
 	my $port = free_port();
 	my $server = recipe('nginx');
 
@@ -71,23 +57,8 @@ SKIP:
 	is($server =~ s/server 127\.0\.0\.1:8480;/server 127.0.0.1:$receiver->{port};/, 1, 'the recipe names the address of the receiver');
 	is($server =~ s/listen 443 ssl;/listen 127.0.0.1:$port;/, 1, 'and listens for https');
 	$server =~ s/^ +ssl_certificate.*\n//mg;
-	append_to_file("$prefix/nginx.conf", <<"CONF");
-daemon off;
-worker_processes 1;
-pid $prefix/nginx.pid;
-error_log $prefix/error.log;
-events { worker_connections 256; }
-http {
-    access_log off;
-    client_body_temp_path $prefix/body;
-    proxy_temp_path $prefix/proxy;
-    fastcgi_temp_path $prefix/fastcgi;
-    uwsgi_temp_path $prefix/uwsgi;
-    scgi_temp_path $prefix/scgi;
-$server
-}
-CONF
-	my $pid = start_process("$prefix/out.log", $nginx, '-p', $prefix, '-c', "$prefix/nginx.conf", '-e', "$prefix/error.log");
+
+	my ($pid) = start_nginx($server);
 
 	wait_for_port($port);
 	my $message_id = uuid();

@@ -52,7 +52,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(wait_until stays_true count_is distinct start_process end_process free_port start_as node_becomes);
+our @EXPORT = qw(wait_until wait_for_port stays_true count_is distinct start_process end_process start_nginx make_certificate free_port
+  start_as node_becomes);
 
 my $directory = dirname(abs_path(__FILE__));
 my $json = JSON::PP->new->utf8->canonical;
@@ -117,6 +118,45 @@ sub free_port
 	return $socket->sockport;
 }
 
+# A certificate for 127.0.0.1 that vouches for itself: its file and that of its key.
+sub make_certificate
+{
+	my $directory = abs_path(PostgreSQL::Test::Utils::tempdir());
+	my @files = ("$directory/server.crt", "$directory/server.key");
+
+	PostgreSQL::Test::Utils::system_or_bail('openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2',
+		'-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', $files[1], '-out', $files[0]);
+	return @files;
+}
+
+# Start nginx with this in its block "http"; returns its pid and its directory.
+sub start_nginx
+{
+	my ($http) = @_;
+	my ($nginx) = grep { -x } map { "$_/nginx" } split(/:/, $ENV{PATH}), '/usr/sbin', '/usr/local/sbin';
+	my $prefix = abs_path(PostgreSQL::Test::Utils::tempdir());
+
+	die 'nginx is not installed' unless $nginx;
+	PostgreSQL::Test::Utils::append_to_file("$prefix/nginx.conf", <<"CONF");
+daemon off;
+worker_processes 1;
+pid $prefix/nginx.pid;
+error_log $prefix/error.log;
+events { worker_connections 1024; }
+http {
+    client_body_temp_path $prefix/body;
+    proxy_temp_path $prefix/proxy;
+    fastcgi_temp_path $prefix/fastcgi;
+    uwsgi_temp_path $prefix/uwsgi;
+    scgi_temp_path $prefix/scgi;
+    log_format requests '\$server_protocol \$connection \$msec \$request_time';
+    access_log $prefix/requests.log requests;
+$http
+}
+CONF
+	return (start_process("$prefix/out.log", $nginx, '-p', $prefix, '-c', "$prefix/nginx.conf", '-e', "$prefix/error.log"), $prefix);
+}
+
 # Start a server, under a cluster_name that is not its own: the members of one cluster
 # have the same, while the test module gives each server another.
 sub start_as
@@ -151,6 +191,14 @@ sub wait_until (&$)
 
 	return poll($PostgreSQL::Test::Utils::timeout_default, $condition)
 	  || die "timed out waiting until $what";
+}
+
+sub wait_for_port
+{
+	my ($port) = @_;
+
+	wait_until { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) } "something listens on $port";
+	return;
 }
 
 # That a block stays true for a while, as a test: what must not happen gets time
