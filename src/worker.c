@@ -78,11 +78,20 @@ typedef struct Worker
  * gives out from the heap, which keeps it; this way it goes back to the system.
  */
 static void
-give_memory_back(void)
+keep_little_memory(void)
 {
 #ifdef M_MMAP_THRESHOLD
 	mallopt(M_MMAP_THRESHOLD, 256 * 1024);
 	mallopt(M_TRIM_THRESHOLD, 1024 * 1024);
+#endif
+}
+
+/* What lies between pieces that are still in use is only given back when told to. */
+static void
+give_memory_back(void)
+{
+#ifdef M_MMAP_THRESHOLD
+	malloc_trim(0);
 #endif
 }
 
@@ -109,6 +118,8 @@ open_http(Worker *worker)
 		FreeWaitEventSet(worker->events);
 	sentdm_account_open_http(&worker->account);
 	sentdm_chores_open(&worker->chores);
+	/* Fewer requests may be in flight now. */
+	give_memory_back();
 	worker->http_outdated = false;
 	worker->events = SentdmCreateWaitEventSet(4);
 	AddWaitEventToSet(worker->events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
@@ -481,7 +492,7 @@ sentdm_worker_main(Datum arg)
 	if (worker.slot == NULL || !sentdm_slot_attach(worker.slot))
 		proc_exit(1);
 	sentdm_fix_settings();
-	give_memory_back();
+	keep_little_memory();
 	/* Not there yet when the one before is about to end. */
 	if (!take_drainer_lock())
 		proc_exit(1);
