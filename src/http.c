@@ -23,7 +23,7 @@
 #include "sockets.h"
 
 #define STREAMS 100				/* of a connection, what libcurl takes at most */
-#define FEW_CONNECTIONS 4
+#define FEW_CONNECTIONS 4		/* as many as requests before the first answer */
 
 /* One request under way, or a free handle that waits for the next one. */
 typedef struct Transfer
@@ -564,7 +564,7 @@ transport_of(const Transfer *transfer, CURLcode code)
 	return SENTDM_NOT_REACHED;
 }
 
-/* Each answer tells; before the first, a sender makes no more than a few requests. */
+/* Each answer tells. */
 static void
 note_version(SentdmHttp *http, CURL *easy)
 {
