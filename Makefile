@@ -12,7 +12,7 @@ REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test --load-extension=sentdm
 
 PG_CFLAGS = -Wno-declaration-after-statement
-SHLIB_LINK = -lcurl -lcrypto
+SHLIB_LINK = -lcurl -lcrypto -lpthread
 EXTRA_CLEAN = results regression.diffs regression.out build/failpoints
 
 PG_CONFIG ?= pg_config

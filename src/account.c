@@ -172,11 +172,10 @@ sentdm_account_key_is_due(const SentdmAccount *account)
 		TimestampDifferenceExceeds(account->key_read_at, GetCurrentTimestamp(), KEY_POLL_MS);
 }
 
-SentdmHttp *
-sentdm_account_http(int max_in_flight)
+static SentdmHttpOptions
+http_options(int max_in_flight)
 {
 	SentdmHttpOptions options;
-	SentdmHttp *http;
 
 	/* With an unusable URL nothing is sent: reading the key pauses for it. */
 	options.base_url = sentdm_http_check_url(sentdm_base_url, sentdm_allow_insecure_http) ?
@@ -187,22 +186,38 @@ sentdm_account_http(int max_in_flight)
 	options.max_in_flight = max_in_flight;
 	options.connect_timeout_ms = sentdm_connect_timeout_ms;
 	options.request_timeout_ms = sentdm_request_timeout_ms;
-	http = sentdm_http_create(&options);
+	return options;
+}
+
+static void
+raise_unless_opened(const void *http)
+{
 	if (http == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not initialize the HTTP client")));
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not start the HTTP client"),
+				 errhint("Memory, descriptors or threads are exhausted.")));
+}
+
+SentdmHttp *
+sentdm_account_http(void)
+{
+	SentdmHttpOptions options = http_options(1);
+	SentdmHttp *http = sentdm_http_create(&options);
+
+	raise_unless_opened(http);
 	return http;
 }
 
 void
 sentdm_account_open_http(SentdmAccount *account)
 {
+	SentdmHttpOptions options = http_options(sentdm_max_in_flight);
 	SentdmFlight *flight = account->flight;
 
-	sentdm_http_destroy(flight->http);
-	flight->http = NULL;
-	flight->http = sentdm_account_http(sentdm_max_in_flight);
+	sentdm_http_thread_destroy(flight->http);
+	flight->http = sentdm_http_thread_create(&options);
+	raise_unless_opened(flight->http);
 	account->address_hash = hash_of_address();
 	/* At the start the key comes next. */
 	if (flight->access_hash != 0)

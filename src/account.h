@@ -49,10 +49,13 @@ extern bool sentdm_account_paused_for_key(const SentdmAccount *account);
  */
 extern void sentdm_account_hear(SentdmAccount *account);
 
-/* An HTTP client under the present settings; raises an error when out of memory. */
-extern SentdmHttp *sentdm_account_http(int max_in_flight);
+/*
+ * An HTTP client for one request at a time, under the present settings.  Both raise
+ * an error when there are no means for it.
+ */
+extern SentdmHttp *sentdm_account_http(void);
 
-/* A new one for the flight; nothing may be under way. */
+/* A new one for the flight, with a thread; nothing may be under way. */
 extern void sentdm_account_open_http(SentdmAccount *account);
 
 /* Take over what sentdm.sender says, which was just read into account->sender. */

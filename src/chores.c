@@ -300,7 +300,7 @@ sentdm_chores_open(SentdmChores *chores)
 	chores->result = NULL;
 	sentdm_http_destroy(chores->http);
 	chores->http = NULL;
-	chores->http = sentdm_account_http(1);
+	chores->http = sentdm_account_http();
 	chores->asking = false;
 	sentdm_chores_look(chores);
 }

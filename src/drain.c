@@ -683,7 +683,10 @@ sentdm_drain_quota(SentdmDrain *drain, SentdmLane lane, int64_t now_us)
 	return (int) min64(free_slots(drain, lane, now_us), rate_room(drain, lane, now_us));
 }
 
-/* Not before half of what is ahead was used: a claim is cheaper for many. */
+/*
+ * Not before a quarter of what is ahead was used, for a claim is cheaper for many;
+ * nor later, for requests end meanwhile and want successors.
+ */
 int
 sentdm_drain_claimable(SentdmDrain *drain, SentdmLane lane, int ready, int64_t now_us)
 {
@@ -691,7 +694,7 @@ sentdm_drain_claimable(SentdmDrain *drain, SentdmLane lane, int ready, int64_t n
 	int			more = ahead(drain, now_us);
 
 	refill_all(drain, now_us);
-	if (is_shut(drain, now_us) || (ready >= slots && ready - slots > more / 2))
+	if (is_shut(drain, now_us) || (ready >= slots && ready - slots > more * 3 / 4))
 		return 0;
 	return (int) max64(min64(slots + more, rate_room(drain, lane, now_us)) - ready, 0);
 }

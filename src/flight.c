@@ -121,7 +121,7 @@ post(SentdmFlight *flight, SentdmMessage *message)
 		message->expires_at + UNIX_EPOCH_US;
 	request.tag = message;
 	pfree(id);
-	return sentdm_http_submit(flight->http, &request);
+	return sentdm_http_thread_submit(flight->http, &request);
 }
 
 /* An outcome without a request having been made. */
@@ -153,7 +153,7 @@ finish(SentdmFlight *flight, const SentdmAttempt *attempt, const SentdmReply *re
 	return decision;
 }
 
-/* Not even handed to libcurl: out of memory, most likely. */
+/* Not even handed over: out of memory. */
 static void
 not_submitted(SentdmFlight *flight, SentdmMessage *message, const SentdmAttempt *attempt)
 {
@@ -412,14 +412,13 @@ sentdm_flight_collect(SentdmFlight *flight)
 {
 	MemoryContext parsing = AllocSetContextCreate(CurrentMemoryContext, "sentdm answer", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(parsing);
-	SentdmHttpResult *result;
+	const SentdmHttpResult *result;
 
-	sentdm_http_run(flight->http);
-	while ((result = sentdm_http_next_result(flight->http)) != NULL)
+	sentdm_http_thread_run(flight->http);
+	while ((result = sentdm_http_thread_next_result(flight->http)) != NULL)
 	{
 		flight->under_way--;
 		conclude(flight, result);
-		sentdm_http_free_result(result);
 		MemoryContextReset(parsing);
 	}
 	MemoryContextSwitchTo(old);
@@ -475,7 +474,7 @@ start(SentdmFlight *flight, SentdmLane lane)
 		not_submitted(flight, message, &attempt);
 		return true;
 	}
-	/* libcurl has a copy. */
+	/* The client has a copy. */
 	drop_body(message);
 	flight->under_way++;
 	sentdm_count(flight->slot, SENTDM_COUNT_REQUESTS, 1);
@@ -492,7 +491,7 @@ sentdm_flight_start(SentdmFlight *flight)
 		while (flight->n_ready[lane] > 0 && start(flight, lane))
 			;
 	}
-	/* It is libcurl's turn now, or they would leave only after the next wait. */
+	/* They leave when they have been handed over. */
 	if (flight->under_way > before)
 		sentdm_flight_collect(flight);
 }

@@ -8,14 +8,14 @@
 
 #include "credentials.h"
 #include "drain.h"
-#include "http.h"
+#include "http_thread.h"
 #include "outbox.h"
 #include "shmem.h"
 
 typedef struct SentdmFlight
 {
 	MemoryContext memory;		/* of messages and outcomes */
-	SentdmHttp *http;
+	SentdmHttpThread *http;
 	SentdmDrain drain;
 	SentdmSlot *slot;
 	SentdmWorkerReport report;

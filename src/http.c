@@ -671,23 +671,34 @@ sentdm_http_free_result(SentdmHttpResult *result)
 	free(result);
 }
 
-static void
-free_transfers(SentdmHttp *http, Transfer *transfer, bool under_way)
+void
+sentdm_http_abort(SentdmHttp *http)
 {
-	while (transfer != NULL)
-	{
-		Transfer   *next = transfer->next;
+	sigset_t	saved;
 
-		if (under_way)
-			curl_multi_remove_handle(http->multi, transfer->easy);
-		sentdm_http_free_result(transfer->result);
-		free(transfer->headers);
-		free(transfer->request_body);
+	block_signals(&saved);
+	while (http->active != NULL)
+	{
+		Transfer   *transfer = http->active;
+
+		curl_multi_remove_handle(http->multi, transfer->easy);
+		finish(transfer, CURLE_ABORTED_BY_CALLBACK);
+	}
+	restore_signals(&saved);
+}
+
+static void
+free_idle(SentdmHttp *http)
+{
+	while (http->idle != NULL)
+	{
+		Transfer   *transfer = http->idle;
+
+		http->idle = transfer->next;
 		curl_easy_cleanup(transfer->easy);
 		curl_url_cleanup(transfer->url);
 		free(transfer->path);
 		free(transfer);
-		transfer = next;
 	}
 }
 
@@ -699,9 +710,9 @@ sentdm_http_destroy(SentdmHttp *http)
 
 	if (http == NULL)
 		return;
+	sentdm_http_abort(http);
 	block_signals(&saved);
-	free_transfers(http, http->active, true);
-	free_transfers(http, http->idle, false);
+	free_idle(http);
 	while ((result = sentdm_http_next_result(http)) != NULL)
 		sentdm_http_free_result(result);
 	if (http->multi != NULL)

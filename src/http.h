@@ -76,7 +76,10 @@ extern void sentdm_http_run(SentdmHttp *http);
 extern SentdmHttpResult *sentdm_http_next_result(SentdmHttp *http);
 extern void sentdm_http_free_result(SentdmHttpResult *result);
 
-/* Also ends what is under way, without a result. */
+/* End what is under way; of each there is a result. */
+extern void sentdm_http_abort(SentdmHttp *http);
+
+/* Also ends what is under way, and frees the results. */
 extern void sentdm_http_destroy(SentdmHttp *http);
 
 #endif							/* SENTDM_HTTP_H */

@@ -124,7 +124,7 @@ open_http(Worker *worker)
 	worker->events = SentdmCreateWaitEventSet(4);
 	AddWaitEventToSet(worker->events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(worker->events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	AddWaitEventToSet(worker->events, WL_SOCKET_READABLE, sentdm_http_fd(worker->flight.http),
+	AddWaitEventToSet(worker->events, WL_SOCKET_READABLE, sentdm_http_thread_fd(worker->flight.http),
 					  NULL, NULL);
 	AddWaitEventToSet(worker->events, WL_SOCKET_READABLE, sentdm_http_fd(worker->chores.http),
 					  NULL, NULL);
@@ -358,12 +358,25 @@ shut_down(Worker *worker)
 		sentdm_flight_collect(flight);
 	}
 	sentdm_queue_settle(&worker->queue);
-	sentdm_http_destroy(flight->http);
+	sentdm_http_thread_destroy(flight->http);
 	if (flight->under_way > 0)
 		sentdm_queue_abandon(&worker->queue);
 	/* Whoever asked us to end did not mean that nothing is to be sent. */
 	(void) sentdm_slot_leave(worker->slot, true, DT_NOBEGIN);
 	proc_exit(0);
+}
+
+/*
+ * However the process ends in an orderly way: the thread must not outlive the locks,
+ * for the next worker repeats what this one was about to send, nor what exit() frees.
+ */
+static void
+stop_http(int code, Datum arg)
+{
+	SentdmFlight *flight = (SentdmFlight *) DatumGetPointer(arg);
+
+	(void) code;
+	sentdm_http_thread_stop(flight->http);
 }
 
 /* The loop */
@@ -474,6 +487,7 @@ start(Worker *worker)
 	}
 	else
 		sentdm_queue_take_over(&worker->queue);
+	before_shmem_exit(stop_http, PointerGetDatum(&worker->flight));
 	open_http(worker);
 	sentdm_account_read_key(&worker->account);
 }

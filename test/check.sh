@@ -52,6 +52,16 @@ stage_unit() {
 			$(for part in $PURE; do echo "src/$part.c"; done) -o "build/unit/$name" -lcrypto -lm
 	done
 	as_user prove --exec '' $(for name in $PURE; do echo "build/unit/$name"; done)
+	check_http_thread
+}
+
+# Memory by the sanitizers; by helgrind that nothing is touched by two threads at once.
+check_http_thread() {
+	local sources="test/unit/http_thread_test.c src/http_thread.c src/http.c src/sockets.c" program=build/unit/http_thread
+	as_user gcc -std=gnu11 $SANITIZE -Isrc -Itest/unit $sources -o "$program" -lcurl -lmicrohttpd
+	as_user gcc -std=gnu11 -g -O1 -Isrc -Itest/unit $sources -o "$program-plain" -lcurl -lmicrohttpd
+	as_user prove --exec '' "$program"
+	as_user prove --exec "valgrind --quiet --tool=helgrind --error-exitcode=9 --suppressions=test/unit/helgrind.supp" "$program-plain"
 }
 
 stage_simulator() {
@@ -146,7 +156,7 @@ clean_up() {
 }
 
 wanted=${*:-$STAGES}
-install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl libmicrohttpd-dev libpq-dev nginx-light \
+install_missing clang libclang-rt-14-dev pg-bsd-indent binutils perl libipc-run-perl openssl valgrind libmicrohttpd-dev libpq-dev nginx-light \
 	prometheus prometheus-sql-exporter python3-psycopg2 python3-sqlalchemy \
 	python3-flask python3-psycopg python3-psycopg-pool build-essential debhelper
 find_pg_config || die "found no PostgreSQL to build for"

@@ -250,7 +250,7 @@ test_ahead(void)
 	for (int i = 0; i < 100; i++)
 		request(OK);
 	ok(claimable(0) == 64 + 100, "then as many more as requests ended lately");
-	ok(claimable(64 + 50) == 50 && claimable(64 + 51) == 0, "once half of them are gone");
+	ok(claimable(64 + 75) == 25 && claimable(64 + 76) == 0, "once a quarter of them is gone");
 	start(64);
 	ok(quota(SENTDM_NORMAL) == 0 && claimable(0) == 100, "also while all slots are taken");
 	now += 200 * MS;
