@@ -342,6 +342,23 @@ big_is_busy() {
 	[[ $(DB=big sql -c "SELECT in_flight > 0 FROM sentdm.worker_report()") == t ]]
 }
 
+# plain_inserts: what the deliveries of as many messages cost by themselves, right
+# after a checkpoint; they are rolled back
+plain_inserts() {
+	sql -f - <<-SQL
+		CHECKPOINT;
+		BEGIN;
+		CREATE TEMP TABLE ready ON COMMIT DROP AS
+		SELECT gen_random_uuid() AS sent_id, id, request -> 'to' ->> 0 AS phone
+		FROM sentdm.messages ORDER BY created_at DESC LIMIT $DRAINED;
+		SELECT extract(epoch FROM clock_timestamp()) AS began \\gset
+		INSERT INTO sentdm.deliveries (sent_id, message_id, recipient, status)
+		SELECT sent_id, id, phone, 'accepted' FROM ready;
+		SELECT $DRAINED / (extract(epoch FROM clock_timestamp()) - :began);
+		ROLLBACK;
+	SQL
+}
+
 measure_history() {
 	local round rate began=$SECONDS
 	warm_up
@@ -367,6 +384,7 @@ measure_history() {
 		rate=$(per_second $DRAINED "$(DB=big drain)")
 		[[ $(DB=big sql -c "SELECT count(*) FROM sentdm.messages WHERE state = 'accepted'") == $((MANY + DRAINED * (round + 1))) ]] || die "not all was accepted"
 		both "drain with a history of $(thousands $MANY): of the drain without" "$rate" "$(small_drain)" messages/s
+		both "plain inserts of deliveries beside that history: of those without" "$(DB=big plain_inserts)" "$(plain_inserts)" rows/s
 	done
 	drop_big
 }
