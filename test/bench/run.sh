@@ -33,7 +33,7 @@ QUEUED=1000000					# messages of a backlog, or for tomorrow
 MANY=1000000					# rows of history, stored events
 SNAPSHOT_S=36
 SESSION_S=60
-IDLE_S=20
+IDLE_S=15
 JSON_FILE=$SOURCE_TREE/build/bench.json
 
 SCRATCH= SERVER_STARTED= URL=
@@ -127,7 +127,7 @@ main() {
 	local name names=() packages="libpq-dev curl procps openssl"
 	while (($#)); do
 		case $1 in
-			--quick) N=20000 SECONDS_EACH=2 IN_FLIGHT=64 PACES_MS="100 10" QUEUED=100000 MANY=100000 SNAPSHOT_S=30 SESSION_S=15 IDLE_S=15 ALL=$QUICK ;;
+			--quick) N=20000 SECONDS_EACH=2 IN_FLIGHT=64 PACES_MS="100 10" QUEUED=100000 MANY=100000 SNAPSHOT_S=30 SESSION_S=15 ALL=$QUICK ;;
 			--full) MANY=10000000 SNAPSHOT_S=600 IDLE_S=120 ;;
 			--json) JSON_FILE=$(realpath "$2") && shift ;;
 			-*) die "usage: $0 [--quick | --full] [--json FILE] [NAME...]" ;;
@@ -150,6 +150,7 @@ main() {
 	find_pg_config
 	choose_user
 	make_scratch sentdm-bench
+	cd "$SCRATCH"				# the other user may not be allowed into where we were
 	build_private_server
 	build_programs
 	start_standin

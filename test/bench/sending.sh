@@ -308,7 +308,7 @@ measure_backlog() {
 	make_big
 	DB=big insert_messages $QUEUED queued 'now()'
 	DB=big sql -c "VACUUM ANALYZE sentdm.messages, sentdm.outbox"
-	for ((round = 0; round < ROUNDS + 6; round++)); do
+	for ((round = 0; round < ROUNDS + 4; round++)); do
 		standin
 		rate=$(per_second $DRAINED "$(DB=big drain $DRAINED)")
 		DB=big hold
