@@ -57,6 +57,8 @@ struct SentdmHttp
 	char	   *base_url;
 	char	   *ca_file;
 	char	   *user_agent;
+	char	   *proxy;			/* "": none */
+	char	   *no_proxy;		/* hosts that need none */
 	bool		plain;			/* http://, which was checked to be loopback */
 	bool		multiplexed;	/* the server speaks HTTP/2, as far as is
 								 * known */
@@ -276,6 +278,34 @@ name_library(const char *caller)
 	return name;
 }
 
+/* A copy of the first of these variables that is set; "" if none is. */
+static char *
+copy_environment(const char *const *names)
+{
+	for (; *names != NULL; names++)
+	{
+		const char *value = getenv(*names);
+
+		if (value != NULL && value[0] != '\0')
+			return strdup(value);
+	}
+	return strdup("");
+}
+
+/*
+ * The variables that libcurl would look at with each request; by then the code of
+ * somebody's trigger may be changing the environment in another thread.
+ */
+static void
+read_proxy(SentdmHttp *http)
+{
+	const char *const proxy[] = {"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", NULL};
+	const char *const no_proxy[] = {"no_proxy", "NO_PROXY", NULL};
+
+	http->proxy = http->plain ? strdup("") : copy_environment(proxy);
+	http->no_proxy = copy_environment(no_proxy);
+}
+
 SentdmHttp *
 sentdm_http_create(const SentdmHttpOptions *options)
 {
@@ -290,6 +320,7 @@ sentdm_http_create(const SentdmHttpOptions *options)
 	http->ca_file = strdup(options->ca_file);
 	http->user_agent = name_library(options->user_agent);
 	http->plain = strncmp(options->base_url, "http://", 7) == 0;
+	read_proxy(http);
 	http->multiplexed = !http->plain;
 	http->max_in_flight = options->max_in_flight;
 	http->connect_timeout_ms = options->connect_timeout_ms;
@@ -297,7 +328,7 @@ sentdm_http_create(const SentdmHttpOptions *options)
 	http->multi = initialized ? curl_multi_init() : NULL;
 	http->sockets = http->multi ? sentdm_sockets_create(http->multi) : NULL;
 	if (http->sockets == NULL || http->base_url == NULL || http->ca_file == NULL ||
-		http->user_agent == NULL ||
+		http->user_agent == NULL || http->proxy == NULL || http->no_proxy == NULL ||
 		sentdm_http_check_url(options->base_url, options->insecure_http) != NULL)
 	{
 		sentdm_http_destroy(http);
@@ -363,8 +394,8 @@ set_fixed_options(Transfer *transfer)
 #else
 	curl_easy_setopt(easy, CURLOPT_PROTOCOLS, http->plain ? CURLPROTO_HTTP : CURLPROTO_HTTPS);
 #endif
-	if (http->plain)
-		curl_easy_setopt(easy, CURLOPT_PROXY, "");
+	curl_easy_setopt(easy, CURLOPT_PROXY, http->proxy);
+	curl_easy_setopt(easy, CURLOPT_NOPROXY, http->no_proxy);
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
@@ -722,6 +753,8 @@ sentdm_http_destroy(SentdmHttp *http)
 	free(http->base_url);
 	free(http->ca_file);
 	free(http->user_agent);
+	free(http->proxy);
+	free(http->no_proxy);
 	free(http);
 	restore_signals(&saved);
 }

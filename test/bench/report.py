@@ -75,7 +75,9 @@ PURPOSES = [
     ("recv() from the server", [("sentdm_http_run", "recv"), ("sentdm_http_run", "__recv"), ("sentdm_http_run", "__libc_recv")]),
     ("epoll and timer", ["epoll_ctl", "timerfd_settime", "epoll_wait", "arm_timer", "on_socket"]),
     ("libcurl, the rest", ["sentdm_http_run"]),
-    ("submitting a request", ["sentdm_flight_submit", "sentdm_http_submit"]),
+    ("submitting a request to libcurl", ["sentdm_http_submit"]),
+    ("handing over between the threads", ["sentdm_http_thread_submit", "sentdm_http_thread_run",
+                                          "sentdm_http_thread_next_result", "serve"]),
     ("reading answers", ["sentdm_answer_parse", "sentdm_flight_collect"]),
     ("waiting", ["WaitEventSetWait"]),
 ]

@@ -357,6 +357,20 @@ $t->set('sentdm.ca_file' => $certificate);
 $t->sql('SELECT sentdm_resume()');
 $t->all_become('accepted', "id = '$id'", 'with sentdm.ca_file it is trusted');
 
+# The proxy of the environment, where nobody listens
+
+{
+	local $ENV{https_proxy} = 'http://127.0.0.1:' . free_port();
+
+	$t->node->restart;
+	$id = $t->send("'" . next_number() . "', body => 'by a proxy'");
+	wait_until { $t->sql("SELECT value > 0 FROM sentdm.counters() WHERE name = 'unreached'") eq 't' } 'the proxy is not reached';
+	is($t->sql("SELECT state FROM sentdm.status WHERE message_id = '$id'"), 'queued', 'a proxy that the environment names is used');
+	local $ENV{no_proxy} = '127.0.0.1';
+	$t->node->restart;
+	$t->all_become('accepted', "id = '$id'", '... unless the environment says that this host needs none');
+}
+
 is($t->sql('SELECT count(*) FROM sentdm.outbox'), 0, 'the queue is empty');
 $t->stops_cleanly;
 
