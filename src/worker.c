@@ -359,6 +359,7 @@ shut_down(Worker *worker)
 	}
 	sentdm_queue_settle(&worker->queue);
 	sentdm_http_thread_destroy(flight->http);
+	flight->http = NULL;
 	if (flight->under_way > 0)
 		sentdm_queue_abandon(&worker->queue);
 	/* Whoever asked us to end did not mean that nothing is to be sent. */
